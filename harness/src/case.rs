@@ -1,0 +1,118 @@
+//! What a case is: a name, what it needs of the machine it runs on, and a function that runs inside the guest.
+//!
+//! Needs are data, not code: the host matches them with the cells before anything boots ([`crate::matrix`]), so
+//! that a skip is decided, and explained, at plan time. The guest only confirms them ([`crate::need`]); a need that
+//! turns out false there fails the case.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::Guest;
+
+/// One behaviour, checked inside a guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// `topic::sentence_of_behaviour`, unique in the suite.
+    pub name: &'static str,
+    /// What the cell must offer. A case without a file-system need runs in the default cell only.
+    pub needs: &'static [Need],
+    /// Limit in seconds on real hardware; the plan multiplies it by the accelerator's factor.
+    pub timeout_s: u32,
+    /// The check itself. It runs as root in a process of its own, with a scratch directory of its own.
+    pub run: fn(&Guest) -> anyhow::Result<()>,
+}
+
+/// Limit of a case that names none, in seconds on real hardware.
+pub const DEFAULT_TIMEOUT_S: u32 = 20;
+
+impl Case {
+    /// The limit on a machine that is `factor` times slower than real hardware.
+    #[must_use]
+    pub fn timeout(&self, factor: f64) -> Duration {
+        Duration::from_secs(u64::from(self.timeout_s)).mul_f64(factor)
+    }
+
+    /// What a plan needs to know of this case, in a form that crosses to the host.
+    #[must_use]
+    pub fn listing(&self) -> Listing {
+        Listing {
+            name: self.name.to_owned(),
+            needs: self.needs.iter().map(Need::to_owned_need).collect(),
+            timeout_s: self.timeout_s,
+        }
+    }
+}
+
+/// A requirement of a case, as a row writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The scratch directory lies on this file system (`ext4`, `btrfs`, …): the cell's file system must be it.
+    Fs(&'static str),
+    /// At least this kernel version.
+    Kernel(u32, u32),
+    /// This program is on the guest's PATH.
+    Tool(&'static str),
+    /// This kernel module can be loaded, or its feature is built in.
+    Module(&'static str),
+}
+
+impl Need {
+    fn to_owned_need(&self) -> ListedNeed {
+        match *self {
+            Need::Fs(kind) => ListedNeed::Fs(kind.to_owned()),
+            Need::Kernel(major, minor) => ListedNeed::Kernel(major, minor),
+            Need::Tool(name) => ListedNeed::Tool(name.to_owned()),
+            Need::Module(name) => ListedNeed::Module(name.to_owned()),
+        }
+    }
+}
+
+/// [`Need`] as it crosses from the suite's binary to the planner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListedNeed {
+    /// See [`Need::Fs`].
+    Fs(String),
+    /// See [`Need::Kernel`].
+    Kernel(u32, u32),
+    /// See [`Need::Tool`].
+    Tool(String),
+    /// See [`Need::Module`].
+    Module(String),
+}
+
+/// A case as `vm --list-json` prints it: what the host plans with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// See [`Case::name`].
+    pub name: String,
+    /// See [`Case::needs`].
+    pub needs: Vec<ListedNeed>,
+    /// See [`Case::timeout_s`].
+    pub timeout_s: u32,
+}
+
+/// A table of cases, one per file of `tests/vm`. A function that is left out is dead code, which does not build.
+///
+/// ```ignore
+/// cases![
+///     state_keeps_the_root_read_only,
+///     idmap_leaves_owners_on_disk: [Need::Fs("btrfs"), Need::Kernel(5, 15)],
+///     chown_of_a_big_tree: [], timeout_s = 120,
+/// ];
+/// ```
+#[macro_export]
+macro_rules! cases {
+    ($($name:ident $(: [$($need:expr),* $(,)?])? $(, timeout_s = $limit:expr)?),* $(,)?) => {
+        /// The cases of this file.
+        pub(crate) const CASES: &[$crate::case::Case] = &[$(
+            $crate::case::Case {
+                name: concat!(module_path!(), "::", stringify!($name)),
+                needs: &[$($($need),*)?],
+                timeout_s: { let _limit = $crate::case::DEFAULT_TIMEOUT_S; $(let _limit = $limit;)? _limit },
+                run: $name,
+            }
+        ),*];
+    };
+}

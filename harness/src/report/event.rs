@@ -1,0 +1,153 @@
+//! The wire between host and guest: what is said, and the frames that carry it.
+//!
+//! One virtio-serial port, both directions. A frame is `length` (u32, little-endian, of the payload), `crc32` (u32,
+//! little-endian, of the payload) and the payload, one JSON value. Every [`Message`] carries the run's nonce and a
+//! sequence number without gaps, so that a stale, lost or repeated frame is garbage and never a pass.
+
+use std::io::{Read, Write};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Version of the vocabulary below; [`Event::Hello`] carries it and both ends must agree.
+pub const WIRE_VERSION: u32 = 1;
+
+/// Largest payload, in bytes; a longer frame is garbage.
+pub const MAX_FRAME_BYTES: u32 = 4 << 20;
+
+/// What the host tells the guest. The first order is always [`Order::Begin`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Who speaks, and what a restored or freshly booted guest cannot know.
+    Begin {
+        /// Random per guest; the guest repeats it in each message.
+        nonce: u64,
+        /// Seconds since 1970 (the guest sets its clock; a restored one stands still).
+        clock_unix_s: u64,
+        /// File system of the scratch disk: the guest makes and mounts it.
+        fs: String,
+        /// Factor by which limits in seconds grow under this accelerator.
+        timeout_factor: f64,
+    },
+    /// Run these cases, in this order.
+    Run {
+        /// Names as listed.
+        cases: Vec<String>,
+    },
+    /// Give the console to a shell; answered by [`Event::Bye`] when it ends.
+    Shell,
+    /// Say [`Event::Bye`] and power off.
+    PowerOff,
+}
+
+/// What the guest tells the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The agent is up and has taken [`Order::Begin`].
+    Hello {
+        /// [`WIRE_VERSION`] of the guest.
+        version: u32,
+        /// Build id of the suite's binary: the host compares it with the one it built.
+        build_id: String,
+        /// `uname -r`.
+        kernel: String,
+    },
+    /// Once a second while a case runs.
+    Heartbeat,
+    /// A case begins.
+    Start {
+        /// Its name as listed.
+        case: String,
+    },
+    /// A case ended.
+    Outcome {
+        /// Its name as listed.
+        case: String,
+        /// How.
+        verdict: Verdict,
+        /// How long it took inside the guest, in milliseconds.
+        duration_ms: u64,
+        /// What the case printed, both streams, its tail if it was long.
+        output: String,
+    },
+    /// The guest is done; nothing follows.
+    Bye {
+        /// Number of [`Event::Outcome`] messages sent.
+        outcomes: u32,
+    },
+}
+
+/// How a case ended, as the guest saw it. What the guest cannot see (it died) is the host's to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The function returned and left nothing behind.
+    Passed,
+    /// The function returned an error or panicked: its chain, outermost first.
+    Failed {
+        /// One entry per context.
+        chain: Vec<String>,
+    },
+    /// The case itself passed, but something it made is still there: mounts, processes, loop devices, files.
+    LeftBehind {
+        /// One entry per thing, e.g. `mount /run/rspawn/x`.
+        things: Vec<String>,
+    },
+    /// The limit passed and the case was killed.
+    TimedOut {
+        /// The limit, in milliseconds.
+        limit_ms: u64,
+    },
+    /// A need that the plan believed met is not met in this guest.
+    Unmet {
+        /// The need and what was found instead.
+        why: String,
+    },
+}
+
+/// An [`Order`] or [`Event`] in its envelope.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Message<T> {
+    /// The nonce of the run, from [`Order::Begin`].
+    pub nonce: u64,
+    /// 0, 1, 2, … per direction.
+    pub seq: u32,
+    /// What is said.
+    pub body: T,
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// When the payload is longer than [`MAX_FRAME_BYTES`] or the channel fails.
+pub fn write_frame<T: Serialize>(to: &mut impl Write, message: &Message<T>) -> Result<()> {
+    let payload = serde_json::to_vec(message).context("encoding a message for the channel")?;
+    let length = u32::try_from(payload.len()).context("encoding a message for the channel")?;
+    ensure!(length <= MAX_FRAME_BYTES, "a message of {length} bytes is too long for the channel");
+    let mut frame = Vec::with_capacity(payload.len() + 8);
+    frame.extend_from_slice(&length.to_le_bytes());
+    frame.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+    frame.extend_from_slice(&payload);
+    to.write_all(&frame).context("writing to the channel")?;
+    to.flush().context("writing to the channel")
+}
+
+/// Reads one frame; waits for it.
+///
+/// # Errors
+/// When the channel ends or fails, and when what comes is not a frame of this vocabulary.
+pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> Result<Message<T>> {
+    let mut head = [0; 8];
+    from.read_exact(&mut head).context("reading from the channel")?;
+    let [a, b, c, d, e, f, g, h] = head;
+    let (length, crc) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+    if length > MAX_FRAME_BYTES {
+        bail!("garbage on the channel: a frame of {length} bytes");
+    }
+    let mut payload = vec![0; length as usize];
+    from.read_exact(&mut payload).context("reading from the channel")?;
+    ensure!(crc32fast::hash(&payload) == crc, "garbage on the channel: a frame with a wrong checksum");
+    serde_json::from_slice(&payload).context("garbage on the channel: a frame that is no message")
+}

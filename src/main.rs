@@ -1,0 +1,3 @@
+//! rspawn.
+
+fn main() {}

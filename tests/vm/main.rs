@@ -1,0 +1,3 @@
+//! Placeholder of the skeleton commit.
+
+fn main() {}
