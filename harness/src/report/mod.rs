@@ -1,0 +1,2 @@
+//! What a run says about itself.
+pub mod event;
