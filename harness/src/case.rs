@@ -103,7 +103,7 @@ pub const fn limit(named_s: &[u32]) -> u32 {
 
 /// A table of cases, one per file of `tests/vm`. A function that is left out is dead code, which does not build.
 ///
-/// ```ignore
+/// ```text
 /// cases![
 ///     state_keeps_the_root_read_only,
 ///     idmap_leaves_owners_on_disk: [Need::Fs("btrfs"), Need::Kernel(5, 15)],
