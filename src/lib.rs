@@ -1,1 +1,4 @@
 //! rspawn.
+
+pub mod console;
+pub mod sys;
