@@ -14,3 +14,4 @@ pub mod endpoint;
 pub mod hotkey;
 pub mod mode;
 pub mod pty;
+pub mod terminal;
