@@ -11,6 +11,7 @@
 //! of a terminal are only put back while they are still the ones we have set**.
 
 pub mod endpoint;
+pub mod forward;
 pub mod hotkey;
 pub mod mode;
 pub mod pty;
