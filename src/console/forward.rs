@@ -17,16 +17,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use rustix::termios::{
-    InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr,
-};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+use rustix::termios::{Termios, tcgetattr};
+use rustix::time::{TimerfdClockId, TimerfdFlags};
 
 use crate::console::endpoint::Endpoint;
 use crate::console::hotkey::{EscapeKey, Hotkey, Recogniser};
 use crate::console::mode::{Keyboard, Screen, Wiring};
 use crate::console::terminal::{Terminal, Watch};
-use crate::sys::tty::{PACKET_DATA, PACKET_MODES, enter_packet_mode};
+use crate::sys::tty::{PACKET_DATA, PACKET_MODES};
+
+mod modes;
+#[cfg(test)]
+mod tests;
 
 /// How much of each direction is kept while the other side is slow.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -34,8 +36,6 @@ const BUFFER_BYTES: usize = 16 * 1024;
 const PIECE_BYTES: usize = 4096;
 /// How many pieces one call may move, so that a payload that prints for ever starves nobody.
 const ROUNDS: usize = 16;
-/// How often to look whether the terminal is ours again, while it is not: no event tells.
-const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 const MASTER: u64 = 0;
 const KEYBOARD: u64 = 1;
@@ -297,64 +297,6 @@ impl Forwarder {
         self.terminal.as_mut().map_or(Ok(()), Terminal::restore)
     }
 
-    /// Whether the user's terminal follows the modes of the pty, rather than being raw.
-    fn follows(&self) -> bool {
-        matches!(self.style, Keyboard::Follow | Keyboard::OnDemand) && self.terminal.is_some()
-    }
-
-    /// Gives a new pty the keys of the user's terminal, and has the kernel tell of changed modes where
-    /// they are to be followed: with EXTPROC the line editing is ours to do, and the user's terminal
-    /// does it (termios(3); RFC 1184 is what the kernel made it for).
-    fn prepare(&self, master: &OwnedFd) -> Result<Termios> {
-        let mut modes = tcgetattr(master).context("asking for the modes of the pty")?;
-        let Some(terminal) = &self.terminal else { return Ok(modes) };
-        modes.special_codes = terminal.saved().special_codes.clone();
-        // A raw terminal has other values in the same places (termios(3)).
-        modes.special_codes[SpecialCodeIndex::VMIN] = 1;
-        modes.special_codes[SpecialCodeIndex::VTIME] = 0;
-        let utf8 = terminal.saved().input_modes.contains(InputModes::IUTF8);
-        modes.input_modes.set(InputModes::IUTF8, utf8);
-        if self.follows() {
-            modes.local_modes |= LocalModes::EXTPROC;
-            enter_packet_mode(master.as_fd()).context("having the pty tell of changed modes")?;
-        }
-        tcsetattr(master, OptionalActions::Now, &modes).context("setting the modes of the pty")?;
-        Ok(modes)
-    }
-
-    /// Brings the user's terminal into the modes it should have, or has a look again later if it is
-    /// somebody else's now.
-    fn settle(&mut self) -> Result<()> {
-        let follows = self.follows();
-        let (Some(terminal), Some(pty)) = (&mut self.terminal, &self.pty) else { return Ok(()) };
-        let usable = terminal.in_foreground() && (!follows || terminal.is_ours());
-        let again = if usable { Timespec::default() } else { LOOK_AGAIN };
-        let timer = Itimerspec { it_interval: again, it_value: again };
-        rustix::time::timerfd_settime(&self.clock, TimerfdTimerFlags::empty(), &timer)
-            .context("setting the timer")?;
-        if !usable {
-            return Ok(());
-        }
-        let set = if !follows {
-            terminal.set_raw()
-        } else {
-            let now = tcgetattr(&pty.fd).context("asking for the modes of the pty")?;
-            if now.local_modes.contains(LocalModes::EXTPROC) {
-                terminal.follow(&pty.first, &now)
-            } else {
-                // The payload has set all modes anew, as `stty sane` does. The pty edits lines now.
-                terminal.set_raw_input()
-            }
-        };
-        if let Err(error) = set
-            && rustix::termios::tcgetattr(&*terminal).is_ok()
-        {
-            return Err(error);
-        }
-        // One that has hung up has no modes; its end is seen when it is read.
-        Ok(())
-    }
-
     /// Notes what has happened to which stream.
     fn take_events(&mut self) -> Result<()> {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(4);
@@ -516,35 +458,6 @@ impl Forwarder {
         Ok(usable)
     }
 
-    /// Tells the payload that there is no more input, in the only way a terminal has for it.
-    fn end_of_input(&mut self) -> Result<()> {
-        let (Some(pty), Some(source)) = (&mut self.pty, &self.keyboard) else { return Ok(()) };
-        let hung_up = source.hung_up;
-        let from_terminal = self.terminal.is_some();
-        if from_terminal && (hung_up || self.style == Keyboard::Stdin) {
-            // A raw terminal has no other end than a hang-up, and SIGHUP tells of that.
-            self.keyboard = None;
-            return Ok(());
-        }
-        let mut modes = tcgetattr(&pty.fd).context("asking for the modes of the pty")?;
-        if modes.local_modes.contains(LocalModes::EXTPROC) {
-            // With EXTPROC, VEOF means the end only while nothing else waits to be read; without it,
-            // always. So from the user's first ^D on the pty edits lines itself.
-            modes.local_modes -= LocalModes::EXTPROC;
-            tcsetattr(&pty.fd, OptionalActions::Now, &modes).context("ending the input")?;
-        }
-        let eof = modes.special_codes[SpecialCodeIndex::VEOF];
-        // In the middle of a line the first VEOF only hands on what there is of it (termios(3)).
-        let count = if pty.at_line_start { 1 } else { 2 };
-        pty.to_pty.extend(std::iter::repeat_n(eof, count));
-        if from_terminal {
-            self.settle()
-        } else {
-            self.keyboard = None;
-            Ok(())
-        }
-    }
-
     /// From the buffer into the pty.
     fn push(&mut self) -> bool {
         let Some(pty) = &mut self.pty else { return false };
@@ -573,6 +486,3 @@ fn add(epoll: &OwnedFd, source: impl AsFd, data: u64, flags: EventFlags) -> Resu
     epoll::add(epoll, source, EventData::new_u64(data), flags)
         .context("asking for events of the console")
 }
-
-#[cfg(test)]
-mod tests;

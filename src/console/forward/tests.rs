@@ -7,7 +7,7 @@ use super::*;
 use crate::console::mode::{Stream, resolve};
 use crate::console::pty::{self, Pty};
 use rstest::rstest;
-use rustix::termios::{OutputModes, Winsize};
+use rustix::termios::{LocalModes, OptionalActions, OutputModes, Winsize, tcsetattr};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 
