@@ -1,1 +1,3 @@
 //! rspawn.
+
+pub mod settings;
