@@ -1,3 +1,5 @@
 //! rspawn.
 
+pub mod cli;
+pub mod options;
 pub mod settings;

@@ -36,28 +36,38 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A value that does not follow its grammar. The option's or key's name is added by the driver.
+/// What is wrong with something that was said. The option's or key's name is added by the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong {
-    /// What was written.
-    pub got: String,
-    /// What can be written there, as a noun phrase: "a port number from 1 to 65535".
-    pub expected: Cow<'static, str>,
+pub enum Wrong {
+    /// The value does not follow its grammar.
+    Value {
+        /// What was written.
+        got: String,
+        /// What can be written there, as a noun phrase: "a port number from 1 to 65535".
+        expected: Cow<'static, str>,
+    },
+    /// Something said before excludes it.
+    Conflict {
+        /// What was said before: "--boot".
+        with: &'static str,
+    },
 }
 
 impl Wrong {
     /// A refusal of `got`, where `expected` could have been written.
     pub fn new(got: impl Into<String>, expected: impl Into<Cow<'static, str>>) -> Self {
-        Self { got: got.into(), expected: expected.into() }
+        Self::Value { got: got.into(), expected: expected.into() }
     }
 }
 
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.got.is_empty() {
-            write!(f, "expected {}, got nothing", self.expected)
-        } else {
-            write!(f, "expected {}, got {:?}", self.expected, self.got)
+        match self {
+            Self::Value { got, expected } if got.is_empty() => {
+                write!(f, "expected {expected}, got nothing")
+            }
+            Self::Value { got, expected } => write!(f, "expected {expected}, got {got:?}"),
+            Self::Conflict { with } => write!(f, "cannot be combined with {with}"),
         }
     }
 }
@@ -84,6 +94,12 @@ pub(crate) fn parse_digits<T: std::str::FromStr>(text: &str) -> Option<T> {
     if digits && canonical { text.parse().ok() } else { None }
 }
 
+/// A count of at least 1.
+pub fn parse_count(text: &str) -> Result<u32, Wrong> {
+    let count = parse_digits(text).filter(|count| *count > 0);
+    count.ok_or_else(|| Wrong::new(text, "a number of 1 or more"))
+}
+
 /// An absolute path inside the container or on the host, cleaned of `.`, doubled and final slashes.
 /// `..` is left alone: only the walk below the root descriptor can say what it means.
 pub(crate) fn absolute(text: &str) -> Option<PathBuf> {
@@ -100,8 +116,8 @@ pub(crate) fn clean(text: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Splits at colons. `\:` is a colon and `\\` a backslash inside a part; any other backslash and a
-/// backslash at the end is refused with `None`, because its meaning would be a guess.
+/// Splits at colons. After a backslash the next character stands for itself, as systemd-nspawn 252
+/// does it; a backslash at the end is refused with `None`.
 pub(crate) fn split_colons(text: &str) -> Option<Vec<String>> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars();
@@ -109,10 +125,7 @@ pub(crate) fn split_colons(text: &str) -> Option<Vec<String>> {
         let part = parts.last_mut().expect("the list starts with one part and only grows");
         match char {
             ':' => parts.push(String::new()),
-            '\\' => match chars.next()? {
-                escaped @ (':' | '\\') => part.push(escaped),
-                _ => return None,
-            },
+            '\\' => part.push(chars.next()?),
             other => part.push(other),
         }
     }

@@ -1,6 +1,6 @@
 //! How are mounts written? `--bind=`, `--tmpfs=`, `--overlay=`, `--inaccessible=`, `--pivot-root=`.
 //!
-//! Invariants: a destination is absolute, and not `/` (the root has options of its own); a colon or
+//! Invariants: a destination is absolute; it may be `/`, which mounts over the root itself. A colon or
 //! backslash in a path is written `\:` or `\\`.
 
 use super::{Wrong, absolute, clean, escape_colons, join, split_colons};
@@ -53,11 +53,6 @@ impl fmt::Display for MountSource {
 
 fn escaped(path: &Path) -> String {
     escape_colons(&path.to_string_lossy())
-}
-
-/// A destination inside the container: absolute, and not the root itself.
-fn destination(text: &str) -> Option<PathBuf> {
-    absolute(text).filter(|path| path != Path::new("/"))
 }
 
 /// Whether mounts below the source come along (`rbind`, `norbind`).
@@ -155,22 +150,17 @@ impl FromStr for Bind {
     type Err = Wrong;
 
     fn from_str(text: &str) -> Result<Self, Wrong> {
-        const EXPECTED: &str =
-            "SOURCE[:DESTINATION[:OPTIONS]] with an absolute destination that is not /";
+        const EXPECTED: &str = "SOURCE[:DESTINATION[:OPTIONS]] with an absolute destination";
         let wrong = || Wrong::new(text, EXPECTED);
         let parts = split_colons(text).filter(|_| !text.is_empty()).ok_or_else(wrong)?;
         let (source, written, options) = match parts.as_slice() {
-            [source] => (source, "", ""),
-            [source, to] => (source, to.as_str(), ""),
-            [source, to, options] => (source, to.as_str(), options.as_str()),
+            [source] => (source, None, ""),
+            [source, to] => (source, Some(to), ""),
+            [source, to, options] => (source, Some(to), options.as_str()),
             _ => return Err(wrong()),
         };
         let source = MountSource::parse(source).ok_or_else(wrong)?;
-        let to = if written.is_empty() {
-            source.destination().filter(|path| path != Path::new("/"))
-        } else {
-            destination(written)
-        };
+        let to = written.map_or_else(|| source.destination(), |to| absolute(to));
         let options = options.parse()?;
         Ok(Self { source, destination: to.ok_or_else(wrong)?, read_only: false, options })
     }
@@ -199,7 +189,7 @@ impl FromStr for Tmpfs {
     type Err = Wrong;
 
     fn from_str(text: &str) -> Result<Self, Wrong> {
-        const EXPECTED: &str = "PATH[:OPTIONS] with an absolute path that is not /";
+        const EXPECTED: &str = "PATH[:OPTIONS] with an absolute path";
         let wrong = || Wrong::new(text, EXPECTED);
         // Only the path knows escapes; options such as mpol=prefer:1 keep their colons as they are.
         let end = unescaped_colon(text).unwrap_or(text.len());
@@ -208,7 +198,7 @@ impl FromStr for Tmpfs {
         if options.contains('\0') {
             return Err(wrong());
         }
-        Ok(Self { destination: destination(&path).ok_or_else(wrong)?, options: options.to_owned() })
+        Ok(Self { destination: absolute(&path).ok_or_else(wrong)?, options: options.to_owned() })
     }
 }
 
@@ -257,11 +247,11 @@ impl FromStr for Overlay {
 
     fn from_str(text: &str) -> Result<Self, Wrong> {
         const EXPECTED: &str = "two or more paths LOWER[:LOWER…][:UPPER]:DESTINATION, the \
-             destination absolute and not /, only UPPER empty";
+             destination absolute, only UPPER empty";
         let wrong = || Wrong::new(text, EXPECTED);
         let parts = split_colons(text).ok_or_else(wrong)?;
         let [layers @ .., last] = parts.as_slice() else { return Err(wrong()) };
-        let to = destination(last).ok_or_else(wrong)?;
+        let to = absolute(last).ok_or_else(wrong)?;
         let (lower, upper) = match layers {
             [] => return Err(wrong()),
             [only] => (std::slice::from_ref(only), MountSource::Host(to.clone())),
@@ -288,9 +278,9 @@ impl FromStr for Inaccessible {
     type Err = Wrong;
 
     fn from_str(text: &str) -> Result<Self, Wrong> {
-        let path = destination(text)
-            .ok_or_else(|| Wrong::new(text, "an absolute path in the container that is not /"))?;
-        Ok(Self(path))
+        let path = absolute(text).filter(|path| path != Path::new("/"));
+        let expected = "an absolute path in the container that is not /";
+        path.map(Self).ok_or_else(|| Wrong::new(text, expected))
     }
 }
 
