@@ -144,12 +144,12 @@ impl Key {
     }
 
     /// The same key, accepted from any file.
-    pub(crate) const fn from_anyone(self) -> Self {
+    pub(crate) const fn by_anyone(self) -> Self {
         Self { trust: Trust::Anyone, ..self }
     }
 
     /// The same key, accepted from any file if it takes away.
-    pub(crate) const fn from_anyone_denying(self) -> Self {
+    pub(crate) const fn by_anyone_denying(self) -> Self {
         Self { trust: Trust::AnyoneDenying, ..self }
     }
 

@@ -22,7 +22,7 @@ fn settings(args: &[&str]) -> Settings {
 
 fn words(settings: &Settings) -> Vec<&str> {
     let words = settings.parameters.value().map(Vec::as_slice).unwrap_or_default();
-    words.iter().map(|word| word.to_str().unwrap()).collect()
+    words.iter().map(|word| word.to_str().expect("the tests write UTF-8")).collect()
 }
 
 #[test]

@@ -9,7 +9,7 @@ use Takes::{Nothing, Value};
 use std::ffi::OsStr;
 
 /// `Parameters=`: on the command line these are the words after the options.
-pub(super) static PARAMETERS_KEY: Key = Key::new(Section::Exec, "Parameters").from_anyone();
+pub(super) static PARAMETERS_KEY: Key = Key::new(Section::Exec, "Parameters").by_anyone();
 
 pub(super) const PARAMETERS: Assignment = Assignment {
     key: &PARAMETERS_KEY,
@@ -44,7 +44,7 @@ pub(super) static ROWS: &[Opt] = &[
         |settings, value, source| start(settings, value, source, StartMode::Pid2),
     )
     .short('a')
-    .keys(&[Key::new(Section::Exec, "ProcessTwo").from_anyone()]),
+    .keys(&[Key::new(Section::Exec, "ProcessTwo").by_anyone()]),
     Opt::new(
         "boot",
         Nothing,
@@ -53,7 +53,7 @@ pub(super) static ROWS: &[Opt] = &[
         |settings, value, source| start(settings, value, source, StartMode::Boot),
     )
     .short('b')
-    .keys(&[Key::new(Section::Exec, "Boot").from_anyone()]),
+    .keys(&[Key::new(Section::Exec, "Boot").by_anyone()]),
     Opt::new(
         "chdir",
         Value("PATH"),
@@ -61,7 +61,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Start in this directory of the container",
         said!(chdir, absolute_path),
     )
-    .keys(&[Key::new(Section::Exec, "WorkingDirectory").from_anyone()]),
+    .keys(&[Key::new(Section::Exec, "WorkingDirectory").by_anyone()]),
     Opt::new(
         "setenv",
         Value("NAME[=VALUE]"),
@@ -70,7 +70,7 @@ pub(super) static ROWS: &[Opt] = &[
         each!(environment, parse),
     )
     .short('E')
-    .keys(&[Key::new(Section::Exec, "Environment").from_anyone().set(environment)]),
+    .keys(&[Key::new(Section::Exec, "Environment").by_anyone().set(environment)]),
     Opt::new(
         "uid",
         Value("USER"),
@@ -79,7 +79,7 @@ pub(super) static ROWS: &[Opt] = &[
         said!(user, parse),
     )
     .short('u')
-    .keys(&[Key::new(Section::Exec, "User").from_anyone()])
+    .keys(&[Key::new(Section::Exec, "User").by_anyone()])
     .reset(unsay!(user)),
     Opt::new(
         "kill-signal",
@@ -88,7 +88,7 @@ pub(super) static ROWS: &[Opt] = &[
         "The signal that asks the container to shut down",
         said!(kill_signal, parse),
     )
-    .keys(&[Key::new(Section::Exec, "KillSignal").from_anyone()])
+    .keys(&[Key::new(Section::Exec, "KillSignal").by_anyone()])
     .words(super::set::signal_names),
     Opt::new(
         "notify-ready",
@@ -97,7 +97,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Be ready only when the container says that it is",
         said!(notify_ready, boolean),
     )
-    .keys(&[Key::new(Section::Exec, "NotifyReady").from_anyone()]),
+    .keys(&[Key::new(Section::Exec, "NotifyReady").by_anyone()]),
     Opt::new(
         "suppress-sync",
         Value("BOOL"),
@@ -123,7 +123,7 @@ pub(super) static ROWS: &[Opt] = &[
         "The host name inside, if it is not the container's name",
         said!(hostname, parse),
     )
-    .keys(&[Key::new(Section::Exec, "Hostname").from_anyone()])
+    .keys(&[Key::new(Section::Exec, "Hostname").by_anyone()])
     .reset(unsay!(hostname)),
     Opt::new(
         "uuid",

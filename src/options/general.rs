@@ -68,18 +68,18 @@ pub(super) static ROWS: &[Opt] = &[
     Opt::new("oci-bundle", Value("PATH"), Image, "Run the OCI bundle in this directory", said!(oci_bundle, path))
         .reset(unsay!(oci_bundle)),
     Opt::new("read-only", Nothing, Image, "Mount the root read-only", said!(read_only, yes))
-        .keys(&[Key::new(Section::Files, "ReadOnly").from_anyone().set(said!(read_only, boolean))]),
+        .keys(&[Key::new(Section::Files, "ReadOnly").by_anyone().set(said!(read_only, boolean))]),
     Opt::new("volatile", Optional("MODE"), Image, "Keep nothing of the root: yes (only /usr is the tree's), state (only /var is new), overlay or no",
         |settings, value, source| {
             let mode = value.map_or(Ok(Volatile::Yes), |_| parse(value))?;
             settings.volatile.say(mode, source);
             Ok(())
         })
-        .keys(&[Key::new(Section::Files, "Volatile").from_anyone()]),
+        .keys(&[Key::new(Section::Files, "Volatile").by_anyone()]),
     Opt::new("root-hash", Value("HASH"), Image, "The dm-verity root hash of the image", said!(root_hash, parse)),
     Opt::new("root-hash-sig", Value("PATH|base64:DATA"), Image, "The PKCS#7 signature of the root hash", said!(root_hash_sig, parse)),
     Opt::new("verity-data", Value("PATH"), Image, "The file or device with the dm-verity data", said!(verity_data, path))
         .reset(unsay!(verity_data)),
     Opt::new("pivot-root", Value("NEW[:OLD]"), Image, "Make the directory NEW of the tree the root, and put the former one at OLD", said!(pivot_root, parse))
-        .keys(&[Key::new(Section::Exec, "PivotRoot").from_anyone()]),
+        .keys(&[Key::new(Section::Exec, "PivotRoot").by_anyone()]),
 ];

@@ -31,10 +31,10 @@ macro_rules! all_words {
 #[rustfmt::skip]
 pub(super) static ROWS: &[Opt] = &[
     Opt::new("resolv-conf", Value("MODE"), Integration, "What becomes of /etc/resolv.conf: off, auto, delete, or copy, replace or bind with -host, -static, -uplink or -stub", said!(resolv_conf, parse))
-        .keys(&[Key::new(Section::Exec, "ResolvConf").from_anyone()])
+        .keys(&[Key::new(Section::Exec, "ResolvConf").by_anyone()])
         .words(all_words!(ResolvConf)),
     Opt::new("timezone", Value("MODE"), Integration, "What becomes of /etc/localtime: off, copy, bind, symlink, delete or auto", said!(timezone, parse))
-        .keys(&[Key::new(Section::Exec, "Timezone").from_anyone()])
+        .keys(&[Key::new(Section::Exec, "Timezone").by_anyone()])
         .words(all_words!(Timezone)),
     Opt::new("link-journal", Value("MODE"), Integration, "Where the journal is kept: no, auto, guest, try-guest, host or try-host", said!(link_journal, parse))
         .keys(&[Key::new(Section::Exec, "LinkJournal")]),

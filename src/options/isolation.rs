@@ -119,7 +119,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Take these capabilities away, or all",
         each!(drop_capabilities, parse),
     )
-    .keys(&[Key::new(Section::Exec, "DropCapability").from_anyone()])
+    .keys(&[Key::new(Section::Exec, "DropCapability").by_anyone()])
     .words(super::set::capability_names)
     .reset(unsay!(drop_capabilities)),
     Opt::new(
@@ -139,7 +139,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Let set-user-id files and file capabilities have no effect",
         said!(no_new_privileges, boolean),
     )
-    .keys(&[Key::new(Section::Exec, "NoNewPrivileges").from_anyone()]),
+    .keys(&[Key::new(Section::Exec, "NoNewPrivileges").by_anyone()]),
     Opt::new(
         "system-call-filter",
         Value("LIST|~LIST"),
@@ -147,7 +147,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Allow these system calls or @groups as well, or forbid them with ~",
         each!(syscalls, parse),
     )
-    .keys(&[Key::new(Section::Exec, "SystemCallFilter").from_anyone_denying()])
+    .keys(&[Key::new(Section::Exec, "SystemCallFilter").by_anyone_denying()])
     .reset(unsay!(syscalls)),
     Opt::new(
         "restrict-address-families",
@@ -156,7 +156,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Allow sockets of these families only, or forbid them with ~",
         each!(address_families, parse),
     )
-    .keys(&[Key::new(Section::Exec, "RestrictAddressFamilies").from_anyone_denying()])
+    .keys(&[Key::new(Section::Exec, "RestrictAddressFamilies").by_anyone_denying()])
     .reset(unsay!(address_families)),
     Opt::new(
         "selinux-context",
@@ -209,7 +209,7 @@ pub(super) static ROWS: &[Opt] = &[
         "What uname tells: x86 or x86-64",
         said!(personality, parse),
     )
-    .keys(&[Key::new(Section::Exec, "Personality").from_anyone()]),
+    .keys(&[Key::new(Section::Exec, "Personality").by_anyone()]),
 ];
 
 /// The key `LimitNAME=` of one resource.

@@ -4,7 +4,11 @@
 //! every value knows its [`Source`]. Defaults and conflicts between fields are decided when the `Spec`
 //! is made, nowhere else.
 
+pub mod file;
+mod merge;
 pub mod value;
+
+pub use merge::{file_is_trusted, merge};
 
 use std::ffi::OsString;
 use std::fmt;

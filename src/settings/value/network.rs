@@ -107,7 +107,8 @@ impl FromStr for ZoneName {
 
 impl fmt::Display for ZoneName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_str().trim_start_matches("vz-"))
+        let bridge = self.0.as_str();
+        f.write_str(bridge.strip_prefix("vz-").unwrap_or(bridge))
     }
 }
 
