@@ -55,6 +55,15 @@ fn the_directory_is_said_and_the_payload_keeps_its_options(#[case] args: &[&str]
 fn nothing_after_the_first_word_is_an_option(#[case] args: &[&str], #[case] expected: &[&str]) {
     assert_eq!(words(&settings(args)), expected);
 }
+
+#[test]
+fn a_required_value_may_look_like_an_option() {
+    let said = settings(&["--oom-score-adjust", "-500", "--chdir", "/-x", "-E", "A=-b", "sh"]);
+    assert_eq!(said.oom_score_adjust.value().map(ToString::to_string).as_deref(), Some("-500"));
+    assert_eq!(words(&said), ["sh"]);
+    assert!(parse(&["--machine", "--quiet", "sh"]).is_err(), "the name is --quiet, as with getopt");
+}
+
 #[test]
 fn mounts_keep_their_order_across_options() {
     let said = settings(&["--tmpfs=/a", "--bind=/b", "--tmpfs=/c", "--bind-ro", "/d"]);

@@ -339,6 +339,13 @@ fn a_bad_line_is_told_with_its_number(#[case] text: &str, #[case] line: u32, #[c
 }
 
 #[test]
+fn lines_may_end_as_on_other_systems() {
+    let parsed = trusted("[Exec]\r\nDropCapability=CAP_KILL \\\r\n CAP_SYSLOG\r\nUser=bob\r\n");
+    assert_eq!(parsed.problems, []);
+    assert!(parsed.settings.drop_capabilities.is_said() && parsed.settings.user.is_said());
+}
+
+#[test]
 fn a_bad_line_costs_only_itself() {
     let said = trusted("[Exec]\nBoot=maybe\n\u{fffd}\nUser=bob\n").settings;
     assert!(said.user.is_said() && !said.start.is_said());
