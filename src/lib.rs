@@ -1,4 +1,7 @@
 //! rspawn.
 
+pub mod cli;
 pub mod console;
+pub mod options;
+pub mod settings;
 pub mod sys;
