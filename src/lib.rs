@@ -1,1 +1,4 @@
 //! rspawn.
+
+pub mod security;
+pub mod sys;
