@@ -5,3 +5,4 @@
 #![allow(unsafe_code)]
 
 pub mod process;
+pub mod seccomp;
