@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn sets_print_sorted_and_parse_back() {
-        assert_eq!(set("kill,chown").to_string(), "CAP_CHOWN,CAP_KILL");
+        assert_eq!(set("kill,chown,audit_write").to_string(), "CAP_AUDIT_WRITE,CAP_CHOWN,CAP_KILL");
         for bits in [0, 1, 0xfdec_afff, 1 << 62, u64::MAX, u64::MAX >> 1] {
             assert_eq!(set(&CapSet::from_bits(bits).to_string()).bits(), bits);
         }

@@ -310,3 +310,15 @@ fn the_kernel_takes_the_default_programs_and_answers_like_the_interpreter() {
     .join()
     .unwrap();
 }
+
+/// The allow list refuses seccomp(2) to whatever is loaded after it.
+#[test]
+fn a_user_may_deny_the_call_that_loads_programs() {
+    std::thread::spawn(|| {
+        crate::security::limits::set_no_new_privs().unwrap();
+        load(&with_lists(&["~seccomp"])).unwrap();
+        assert!(load(&default_program()).is_err());
+    })
+    .join()
+    .unwrap();
+}
