@@ -1,0 +1,5 @@
+//! Placeholder until the guest's side is merged.
+
+/// What a case works with.
+#[derive(Debug)]
+pub struct Guest;
