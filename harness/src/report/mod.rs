@@ -1,2 +1,2 @@
-//! What a run says about itself.
+//! r
 pub mod event;
