@@ -88,6 +88,11 @@ impl Terminal {
         tcgetattr(&self.fd).is_ok_and(|now| Modes::of(&now) == self.ours)
     }
 
+    /// Whether it has the modes that we have given it, and not just those it had.
+    pub fn is_set(&self) -> bool {
+        self.ours != Modes::of(&self.saved) && self.is_ours()
+    }
+
     /// Every key and every byte as it is, for the pty does what is to be done with them.
     pub fn set_raw(&mut self) -> Result<()> {
         let mut raw = self.saved.clone();
@@ -254,10 +259,11 @@ fn followed(saved: &Termios, first: &Termios, now: &Termios) -> Termios {
         (first.local_modes | LocalModes::EXTPROC).bits(),
         (now.local_modes | LocalModes::EXTPROC).bits(),
     ));
-    if !now.local_modes.contains(LocalModes::ICANON) {
-        for code in [SpecialCodeIndex::VMIN, SpecialCodeIndex::VTIME] {
-            wanted.special_codes[code] = now.special_codes[code];
-        }
+    // Whatever the payload waits for is its pty's to do. With a VMIN of 0 a read would give 0 bytes for
+    // no key as well as for the end of the input.
+    if !wanted.local_modes.contains(LocalModes::ICANON) {
+        wanted.special_codes[SpecialCodeIndex::VMIN] = 1;
+        wanted.special_codes[SpecialCodeIndex::VTIME] = 0;
     }
     wanted
 }

@@ -7,7 +7,9 @@ use super::*;
 use crate::console::mode::{Stream, resolve};
 use crate::console::pty::{self, Pty};
 use rstest::rstest;
-use rustix::termios::{LocalModes, OptionalActions, OutputModes, Winsize, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Winsize, tcsetattr,
+};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 
@@ -134,6 +136,17 @@ fn the_terminal_is_raw_while_forwarding_and_as_before_afterwards() {
     let after = tcgetattr(&user.slave).unwrap();
     assert_eq!(after.local_modes, before.local_modes);
     assert_eq!(after.output_modes, before.output_modes);
+}
+
+#[test]
+fn a_terminal_that_a_shell_has_reset_is_raw_again_before_it_is_read() {
+    let user = new_pty();
+    let before = tcgetattr(&user.slave).unwrap();
+    let mut scene = Scene::interactive(&user);
+    tcsetattr(&user.slave, OptionalActions::Now, &before).unwrap();
+    type_at(&user, b"ls\r");
+    scene.expect_at_slave(b"ls\n");
+    assert!(!local(&user.slave).contains(LocalModes::ICANON));
 }
 
 #[test]
@@ -325,7 +338,10 @@ fn in_a_pipeline_the_terminal_edits_lines_until_the_payload_says_otherwise() {
 fn in_a_pipeline_a_payload_that_sets_raw_mode_gets_each_key() {
     let user = new_pty();
     let mut scene = pipeline(&user);
-    change(&scene.slave, |modes| modes.local_modes -= LocalModes::ICANON | LocalModes::ECHO);
+    change(&scene.slave, |modes| {
+        modes.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
+        modes.special_codes[SpecialCodeIndex::VMIN] = 0;
+    });
     scene.until("single keys", |_| !local(&user.slave).contains(LocalModes::ICANON));
     type_at(&user, b"q");
     scene.expect_at_slave(b"q");
@@ -337,6 +353,19 @@ fn in_a_pipeline_the_end_of_input_key_ends_the_input() {
     let mut scene = pipeline(&user);
     type_at(&user, b"last\n\x04");
     assert_eq!(scene.input_until_its_end(), b"last\n");
+}
+
+#[test]
+fn in_a_pipeline_one_end_of_input_key_ends_one_input() {
+    let user = new_pty();
+    let mut scene = pipeline(&user);
+    type_at(&user, b"part\x04");
+    scene.expect_at_slave(b"part");
+    type_at(&user, b"\x04");
+    assert_eq!(scene.input_until_its_end(), b"");
+    // The next reader, a shell after its command, still has its own input.
+    type_at(&user, b"next\r");
+    scene.expect_at_slave(b"next\n");
 }
 
 #[test]
