@@ -327,6 +327,20 @@ mod tests {
         assert_eq!(modes(&host.slave), Modes::of(&special));
     }
 
+    #[test]
+    fn single_keys_are_waited_for_whatever_the_terminal_had() {
+        let (host, guest) = (new_pty(), new_pty());
+        let mut odd = tcgetattr(&host.slave).unwrap();
+        odd.special_codes[SpecialCodeIndex::VMIN] = 0;
+        tcsetattr(&host.slave, OptionalActions::Now, &odd).unwrap();
+        let mut terminal = Terminal::open(host.slave.as_fd()).unwrap();
+        let first = tcgetattr(&guest.slave).unwrap();
+        let mut now = first.clone();
+        now.local_modes -= LocalModes::ICANON;
+        terminal.follow(&first, &now).unwrap();
+        assert_eq!(modes(&host.slave).min, 1);
+    }
+
     /// The waiting half of a watch, with the supervisor's end simulated by closing the pipe.
     fn after_death(change: impl FnOnce(&Pty)) -> (Modes, Modes) {
         let pty = new_pty();

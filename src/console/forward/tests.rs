@@ -307,6 +307,11 @@ fn a_large_file_as_stdin_is_not_lost_in_the_line_discipline() {
     let interactive = resolve(Some("interactive".parse().unwrap()), false, false, false);
     let mut scene =
         Scene::new(&interactive, &stdin, null.as_ref().unwrap(), null.as_ref().unwrap());
+    for _ in 0..20 {
+        scene.forwarder.on_ready(Instant::now()).unwrap();
+    }
+    let waiting = scene.forwarder.pty.as_ref().unwrap().to_pty.len();
+    assert!((1..=BUFFER_BYTES).contains(&waiting), "{waiting} bytes wait for a payload");
     scene.expect_at_slave(&text);
 }
 
@@ -363,6 +368,7 @@ fn in_a_pipeline_one_end_of_input_key_ends_one_input() {
     scene.expect_at_slave(b"part");
     type_at(&user, b"\x04");
     assert_eq!(scene.input_until_its_end(), b"");
+    assert_eq!(rustix::io::read(&scene.slave, &mut [0; 8]), Err(rustix::io::Errno::AGAIN));
     // The next reader, a shell after its command, still has its own input.
     type_at(&user, b"next\r");
     scene.expect_at_slave(b"next\n");
