@@ -1,3 +1,39 @@
-//! Placeholder of the skeleton commit.
+//! Builds the default system call programs once: libseccomp takes 7 to 11 ms for the allow list, more than all the
+//! rest of a container's start. The same table and code build other programs at run time, and a unit test checks
+//! that both agree.
 
-fn main() {}
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::fs::File;
+use std::path::PathBuf;
+
+// The library uses more of these files than the build script does.
+#[allow(dead_code, unreachable_pub)]
+#[path = "src/security/seccomp"]
+mod seccomp {
+    pub mod filter;
+    pub mod table;
+}
+
+use seccomp::{filter, table};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/security/seccomp/filter.rs");
+    println!("cargo::rerun-if-changed=src/security/seccomp/table.rs");
+    let machine = std::env::var("CARGO_CFG_TARGET_ARCH")?;
+    let arches = filter::arches(&machine)
+        .ok_or_else(|| format!("no system call filter for the machine {machine}"))?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    let none = BTreeSet::new();
+    let programs = [
+        ("allow_list", filter::allow_list(arches, table::DECIDING_BY_DEFAULT, &none, &none)?),
+        ("no_audit", filter::no_audit(arches)?),
+        ("no_sync", filter::no_sync(arches)?),
+        ("no_terminal_input", filter::no_terminal_input(arches)?),
+    ];
+    for (name, program) in programs {
+        program.export_bpf(File::create(out.join(name).with_extension("bpf"))?)?;
+    }
+    Ok(())
+}

@@ -2,12 +2,15 @@
 pub mod accel;
 pub mod apt;
 pub mod artifact;
+pub mod build_id;
 pub mod case;
 pub mod ext4;
+pub mod fixture;
 pub mod guest;
 pub mod initramfs;
 pub mod kernels;
 pub mod matrix;
+pub mod need;
 pub mod report;
 pub mod rundir;
 pub mod runner;

@@ -307,6 +307,9 @@ impl Watch {
                     self.awaited()
                 ),
             },
+            Input::AgentGone => Verdict::Lost {
+                how: "the agent ended without goodbye, the guest lives on".to_owned(),
+            },
             Input::DiskError => {
                 Verdict::Lost { how: "the host could not write the guest's disk".to_owned() }
             }

@@ -1,0 +1,154 @@
+//! Which system call programs does a payload get, and how are they loaded?
+//!
+//! A [`Program`] is plain bytes, made before the fork and loaded by the inner child. What holds for most containers
+//! was built with the launcher (`build.rs`); only an unusual capability set or a list of the user's is built at run
+//! time. `SYSTEMD_SECCOMP=0` is not looked at here.
+//!
+//! Nothing here restricts the creation of namespaces or changes of personality, as in systemd-nspawn: containers
+//! nest. Differences of the table from systemd-nspawn are listed in [`table`]. Besides, a denied set (`~@mount`)
+//! denies every call of it here; systemd-nspawn forgets a denied set that its own table does not name, such as
+//! `~@privileged`.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek};
+
+use anyhow::{Context, Result};
+use rustix::fs::MemfdFlags;
+
+use super::caps::CapSet;
+use crate::sys;
+
+#[cfg(test)]
+mod bpf;
+pub mod filter;
+pub mod table;
+#[cfg(test)]
+mod tests;
+
+/// What the user said about system calls: `--system-call-filter=`, all of its uses together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallLists {
+    /// Calls and `@sets` to allow beyond the table.
+    pub allow: Vec<String>,
+    /// Calls and `@sets` to deny, which wins.
+    pub deny: Vec<String>,
+}
+
+impl CallLists {
+    /// Takes one value of the option: names separated by blanks; a leading `~` makes all of them denied. An unknown
+    /// name is no error here, because another machine or library may know it: see [`CallLists::unknown`].
+    pub fn add(&mut self, value: &str) {
+        let (list, names) = match value.strip_prefix('~') {
+            Some(names) => (&mut self.deny, names),
+            None => (&mut self.allow, value),
+        };
+        list.extend(names.split_ascii_whitespace().map(str::to_owned));
+    }
+
+    /// Names that mean nothing here, in the order given: each is worth a warning "…, ignoring" (systemd-nspawn
+    /// warns of an unknown set and goes on).
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.allow.iter().chain(&self.deny).map(String::as_str).filter(|name| {
+            match table::calls(name) {
+                None => true,
+                Some(_) if name.starts_with('@') => false,
+                Some(_) => !filter::is_known_to_library(name),
+            }
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
+}
+
+/// What else the payload's calls are narrowed by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// `--suppress-sync=` (E-08).
+    pub suppress_sync: bool,
+    /// The payload gets our caller's terminal itself and must not type into it.
+    pub shares_terminal: bool,
+}
+
+/// Programs ready to load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// In the order of loading. The allow list is last: a user may deny seccomp(2) itself.
+    programs: Vec<Cow<'static, [u8]>>,
+}
+
+const ALLOW_LIST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/allow_list.bpf"));
+const NO_AUDIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/no_audit.bpf"));
+const NO_SYNC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/no_sync.bpf"));
+const NO_TERMINAL_INPUT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/no_terminal_input.bpf"));
+
+impl Program {
+    /// The programs for a payload that keeps `caps`.
+    ///
+    /// # Errors
+    ///
+    /// Only when libseccomp fails (SEC-04).
+    pub fn new(caps: CapSet, lists: &CallLists, extras: Extras) -> Result<Self> {
+        let mut programs = vec![Cow::Borrowed(NO_AUDIT)];
+        if extras.suppress_sync {
+            programs.push(Cow::Borrowed(NO_SYNC));
+        }
+        if extras.shares_terminal {
+            programs.push(Cow::Borrowed(NO_TERMINAL_INPUT));
+        }
+        let deciding = caps.bits() & table::DECIDING;
+        if deciding == table::DECIDING_BY_DEFAULT && lists.is_empty() {
+            programs.push(Cow::Borrowed(ALLOW_LIST));
+        } else {
+            let built = build_allow_list(deciding, lists);
+            programs.push(Cow::Owned(built.context("building the system call filter")?));
+        }
+        Ok(Self { programs })
+    }
+}
+
+/// Loads the programs into this thread for good. Call it while CAP_SYS_ADMIN is still effective or after
+/// `no_new_privs`, and after everything that needs a call which they refuse: keyctl(2), for one.
+///
+/// # Errors
+///
+/// When the kernel refuses one of them, or has no filters at all (see [`is_available`]).
+pub fn load(program: &Program) -> Result<()> {
+    program
+        .programs
+        .iter()
+        .try_for_each(|p| sys::seccomp::load(p))
+        .context("loading the system call filter")
+}
+
+/// Whether this kernel can filter. systemd-nspawn goes on without a filter where it cannot; the caller decides.
+#[must_use]
+pub fn is_available() -> bool {
+    sys::seccomp::is_available()
+}
+
+fn build_allow_list(caps: u64, lists: &CallLists) -> Result<Vec<u8>> {
+    let arches = filter::arches(std::env::consts::ARCH)
+        .expect("the build script has built programs for this machine");
+    exported(filter::allow_list(arches, caps, &resolved(&lists.allow), &resolved(&lists.deny)))
+}
+
+/// The bytes of a program. They go through a file without a name, because libseccomp before 2.6 cannot write them
+/// to memory, and a pipe may be smaller than the program.
+fn exported(built: filter::Built) -> Result<Vec<u8>> {
+    let memory = rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(memory);
+    built?.export_bpf(&file)?;
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The calls behind a list of names; an unknown set adds nothing.
+fn resolved(names: &[String]) -> BTreeSet<&str> {
+    names.iter().filter_map(|name| table::calls(name)).flatten().collect()
+}
