@@ -184,23 +184,23 @@ pub fn kernel(
     let entry = format!("kernel-{}", row.name);
     let locked = read_lock(workspace)?.kernels.get(&row.name).cloned();
     let substitute_path = workspace.vm_dir().join(format!("substitute-{}.toml", row.name));
-    if let Some(locked) = &locked {
-        if let Some(dir) = store.lookup(&entry, key(locked)) {
-            // Asking for it again through the store marks it as used.
-            store.entry(&entry, key(locked), |_| Ok(()))?;
-            return read_built(row, dir);
-        }
+    if let Some(locked) = &locked
+        && let Some(dir) = store.lookup(&entry, key(locked))
+    {
+        // Asking for it again through the store marks it as used.
+        store.entry(&entry, key(locked), |_| Ok(()))?;
+        return read_built(row, dir);
     }
-    if let Some(substitute) = read_substitute(&substitute_path, locked.as_ref()) {
-        if let Some(dir) = store.lookup(&entry, key(&substitute)) {
-            say(&format!(
-                "kernel {}: using {} (the pinned one was gone)",
-                row.name,
-                shown(&substitute)
-            ));
-            store.entry(&entry, key(&substitute), |_| Ok(()))?;
-            return read_built(row, dir);
-        }
+    if let Some(substitute) = read_substitute(&substitute_path, locked.as_ref())
+        && let Some(dir) = store.lookup(&entry, key(&substitute))
+    {
+        say(&format!(
+            "kernel {}: using {} (the pinned one was gone)",
+            row.name,
+            shown(&substitute)
+        ));
+        store.entry(&entry, key(&substitute), |_| Ok(()))?;
+        return read_built(row, dir);
     }
     let mirror = Mirror::find(mirror)?;
     let suite = Suite::open(&apt_dir(workspace), &mirror, &row.suite)?;
