@@ -13,7 +13,6 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 cases![
     kill_9_of_the_launcher_kills_the_payload,
-    kill_9_kills_a_payload_that_changed_its_user,
     kill_9_while_setting_up_leaves_no_process: [] within 60,
     the_next_start_removes_a_killed_ones_copy,
     the_next_start_removes_a_killed_ones_snapshot: [Need::Fs("btrfs")],
@@ -25,29 +24,15 @@ const STAY: &str = "echo up; exec sleep 1000";
 /// R7. The event is the end of each process; the bound only turns a hang into a message.
 fn kill_9_of_the_launcher_kills_the_payload(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
-    killed_with_its_launcher(
-        t,
-        &tree,
-        &[],
-        "sleep 1000 & setsid sleep 1000 & echo up; exec sleep 1000",
-    )
-}
-
-/// R7: a change of credentials clears the signal of the parent's death (PR_SET_PDEATHSIG(2const)).
-fn kill_9_kills_a_payload_that_changed_its_user(t: &Guest) -> Result<()> {
-    let tree = t.tree().user().build()?;
-    killed_with_its_launcher(t, &tree, &["--user=fixture"], STAY)
+    killed_with_its_launcher(t, &tree, "sleep 1000 & setsid sleep 1000 & echo up; exec sleep 1000")
 }
 
 fn killed_with_its_launcher(
     t: &Guest,
     tree: &harness::fixture::tree::Tree,
-    options: &[&str],
     script: &str,
 ) -> Result<()> {
-    let container =
-        options.iter().fold(t.container(tree), |container, option| container.arg(option));
-    let mut running = container.start(script)?;
+    let mut running = t.container(tree).start(script)?;
     running.next_line()?;
     let mut watched = Vec::new();
     for payload in running.payload()? {
@@ -73,6 +58,7 @@ fn sweep(t: &Guest) -> Result<()> {
     for path in entries(t.scratch())? {
         if path.is_dir() && path.ends_with("tree") {
             t.container_at(&path).arg("-x").sh("true")?.succeeds()?;
+            t.container_at(&path).sh("true")?.succeeds()?;
         }
     }
     Ok(())

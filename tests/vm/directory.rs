@@ -15,8 +15,6 @@ cases![
     the_environment_holds_what_a_container_is_promised,
     setenv_overrides_everything_else,
     chdir_is_where_the_payload_starts,
-    a_user_is_looked_up_in_the_tree,
-    a_number_as_user_is_never_a_name,
     the_payload_is_process_1,
     namespaces_are_own_but_those_of_network_and_users,
     the_machine_name_is_the_host_name,
@@ -124,35 +122,6 @@ fn chdir_is_where_the_payload_starts(t: &Guest) -> Result<()> {
     let tree = t.tree().dir("srv/place").build()?;
     t.container(&tree).arg("--chdir=/srv/place").sh("pwd")?.prints("/srv/place")?;
     t.container(&tree).arg("--chdir=/srv/missing").sh("pwd")?.fails_with("/srv/missing")?;
-    Ok(())
-}
-
-/// NS-07, NS-08, ENV-02: the tree's own user database, not the host's.
-fn a_user_is_looked_up_in_the_tree(t: &Guest) -> Result<()> {
-    let tree = t.tree().user().build()?;
-    t.container(&tree)
-        .args(["-u", "fixture"])
-        .sh("echo $(id -u) $(id -g) $HOME $USER $LOGNAME; id -G | tr ' ' '\\n' | grep 4244")?
-        .prints("4242 4243 /home/fixture fixture fixture\n4244")?;
-    t.container(&tree).args(["-u", "nobody-here"]).sh("true")?.fails_with("nobody-here")?;
-    Ok(())
-}
-
-/// runc CVE-2016-3697: digits are a number, even where the tree has a user of that name; nothing odd becomes 0.
-fn a_number_as_user_is_never_a_name(t: &Guest) -> Result<()> {
-    let tree = t
-        .tree()
-        .file("etc/passwd", "1000:x:0:0::/root:/bin/sh\n+7:x:0:0::/root:/bin/sh\n")
-        .build()?;
-    let run = t.container(&tree).args(["-u", "1000"]).sh("id -u")?;
-    ensure!(run.text().trim() != "0", "a number became root\n{run}");
-    for odd in ["4294967296", "4294967295", "-1", "0x0", "1000 ", "+7"] {
-        let run = t.container(&tree).arg(format!("--user={odd}")).sh("id -u")?;
-        ensure!(
-            run.status.code() == Some(1) && run.stdout.is_empty(),
-            "\"{odd}\" was taken\n{run}"
-        );
-    }
     Ok(())
 }
 

@@ -107,7 +107,7 @@ fn many(t: &Guest, builder: harness::fixture::tree::Builder) -> Result<()> {
 /// SNP-01: the copy must be on the tree's own file system, so it cannot be beside a mount point.
 fn a_tree_that_is_a_mount_point_is_ephemeral(t: &Guest) -> Result<()> {
     let disk = LoopFs::ext4(t)?;
-    let built = harness::fixture::tree::Builder::minimal(disk.path()).name("root").build()?;
+    let built = harness::fixture::tree::Builder::minimal(disk.path()).name("built").build()?;
     for entry in entries(built.path())? {
         let name = entry.file_name().unwrap_or_default().to_owned();
         std::fs::rename(&entry, disk.path().join(name))?;
