@@ -185,7 +185,8 @@ impl<'a> Boot<'a> {
         if let Some(link) = &self.from_outer {
             waits.push((Event::FromOuter, link.as_fd()));
         }
-        if let Some(link) = &self.from_inner {
+        // Inner may be ahead of outer's announcement of it; what it says can wait until we know it.
+        if let Some(link) = self.from_inner.as_ref().filter(|_| self.inner.is_some()) {
             waits.push((Event::FromInner, link.as_fd()));
         }
         if let Some(console) = console {
