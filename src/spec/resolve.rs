@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Calls, Limits, Network, Spec, Start};
 use crate::console::hotkey::EscapeKey;
-use crate::console::mode::{self, ConsoleMode, Wiring};
+use crate::console::mode::{self, ConsoleMode};
 use crate::errors::{Verbosity, hinted};
 use crate::host::Host;
 use crate::mounts::{Custom, CustomKind, From};
@@ -51,11 +51,10 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         _ => Verbosity::Quiet,
     };
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
-    let uuid = settings.uuid.value().map(|id| id.dashed());
     Ok(Spec {
         hostname,
-        environment: environment(settings, host, &wiring, uuid.as_deref())?,
-        uuid,
+        environment: environment(settings, host)?,
+        uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         chdir: settings.chdir.value().cloned(),
         mounts: custom_mounts(settings, host)?,
@@ -329,24 +328,14 @@ fn capabilities(settings: &Settings, network: Network) -> Result<CapSet> {
 }
 
 /// From scratch; of the caller's only TERM, and what it asks for by name (ENV-01…05, E-04).
-fn environment(
-    settings: &Settings,
-    host: &Host,
-    wiring: &Wiring,
-    uuid: Option<&str>,
-) -> Result<Vec<(String, String)>> {
+fn environment(settings: &Settings, host: &Host) -> Result<Vec<(String, String)>> {
     let mut variables = vec![
         ("PATH".to_owned(), PATH.to_owned()),
         ("container".to_owned(), "systemd-nspawn".to_owned()),
     ];
     let of_caller = |name: &str| (host.variable)(name).and_then(|value| value.into_string().ok());
-    if wiring.pty
-        && let Some(term) = of_caller("TERM")
-    {
+    if let Some(term) = of_caller("TERM") {
         variables.push(("TERM".to_owned(), term));
-    }
-    if let Some(uuid) = uuid {
-        variables.push(("container_uuid".to_owned(), uuid.to_owned()));
     }
     for entry in settings.environment.values() {
         let name = entry.name.to_string();

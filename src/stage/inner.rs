@@ -23,6 +23,7 @@ use super::payload;
 use super::protocol::{FromInner, ToInner};
 use crate::console::pty;
 use crate::errors::Report;
+use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Stage};
 use crate::security::{caps, limits, seccomp};
@@ -31,7 +32,7 @@ use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
-pub(super) fn run(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
+pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>) -> Result<()> {
     keep_only(&[link.as_fd()]).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
@@ -54,7 +55,7 @@ pub(super) fn run(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
         None => bail!("the supervisor is gone"),
     }
     give_up_privileges(spec, link)?;
-    let refusal = payload::exec(spec);
+    let refusal = payload::exec(spec, machine_id);
     let report = Report::of(&refusal.error);
     link.send(&FromInner::NoExec(report, refusal.errno), None)
 }
