@@ -138,7 +138,11 @@ fn a_second_outcome_takes_the_first_ones_pass_away() {
     s.say(start("a"));
     s.say(passed("a"));
     assert_eq!(s.say(passed("a")), Step::Dead);
-    assert_eq!(s.say(Event::Bye { outcomes: 1 }), Step::Dead, "a goodbye after garbage was believed");
+    assert_eq!(
+        s.say(Event::Bye { outcomes: 1 }),
+        Step::Dead,
+        "a goodbye after garbage was believed"
+    );
     s.watch.conclude("");
     let what = "a second outcome of a".to_owned();
     assert_eq!(s.verdicts(), one("a", Verdict::Garbage { what }));
@@ -163,6 +167,33 @@ fn a_kernel_complaint_fails_the_case_in_whose_window_it_is() {
     s.say(passed("b"));
     s.say(Event::Bye { outcomes: 2 });
     assert_eq!(s.verdicts(), one("b", Verdict::Passed));
+}
+
+#[test]
+fn a_complaint_after_the_note_of_the_next_case_is_that_ones() {
+    let console = "[ 4.9] harness: begin b\n[ 5.0] WARNING: CPU: 0 PID: 9 at fs/x.c:1 f+0x1/0x2\n";
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    s.say_with_console(start("b"), console);
+    assert_eq!(s.verdicts(), one("a", Verdict::Passed));
+    s.say(passed("b"));
+    s.say(Event::Bye { outcomes: 2 });
+    assert!(matches!(s.verdicts().as_slice(), [(case, Verdict::Splat { .. })] if case == "b"));
+}
+
+#[test]
+fn a_panic_whose_text_came_too_early_is_still_a_panic() {
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    s.say_with_console(start("b"), "[ 4.2] Kernel panic - not syncing: boom\n");
+    s.watch.feed(Input::Shutdown("guest-reset".to_owned()), "");
+    s.watch.conclude("");
+    assert!(matches!(
+        s.verdicts().as_slice(),
+        [(_, Verdict::Passed), (_, Verdict::Panicked { .. })]
+    ));
 }
 
 #[test]
