@@ -1,8 +1,37 @@
-//! rspawn.
+//! rspawn starts containers: *said → decided → done*.
+//!
+//! | step    | modules, in reading order |
+//! |---------|---------------------------|
+//! | said    | [`options`] is the table of all options; [`cli`] and [`settings`] read argv and `.nspawn` files by it |
+//! | decided | [`host`] looks at the machine once; [`spec`] makes one [`spec::Spec`] of both, in which nothing is open |
+//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`inroot`], [`console`] and [`security`] |
+//!
+//! Beside them: [`undo`] takes back what was done to the host, [`errors`] and [`exit`] say how it went,
+//! [`sys`] wraps what no crate has.
+//!
+//! # Invariants
+//!
+//! * **Nothing on the machine is touched before the `Spec` exists**, and `--explain` prints all of it.
+//! * **Paths of the container are resolved by [`inroot`] only**, below its root and by descriptor.
+//! * **One file forks** (`stage/fork.rs`), from a process with one thread; a child never returns.
+//! * **Sets are tables with one interpreter**: options, mounts, nodes, capabilities, system calls.
+//! * **The supervisor alone tells errors**, as one chain of what was being done.
+//! * There is no set-uid mode, no daemon, no async runtime, and no re-exec of our own binary.
 
 pub mod cli;
 pub mod console;
+pub mod errors;
+pub mod exit;
+pub mod host;
+pub mod inroot;
+pub mod mounts;
 pub mod options;
+pub mod root;
 pub mod security;
+pub mod session;
 pub mod settings;
+pub mod spec;
+pub mod stage;
 pub mod sys;
+pub mod tree;
+pub mod undo;

@@ -1,3 +1,85 @@
-//! rspawn.
+//! argv in, exit code out. Prints the one error there is.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use rspawn::cli::{self, Invocation};
+use rspawn::errors::{Report, hinted, warn};
+use rspawn::host::Host;
+use rspawn::settings::value::{ExitMode, Explain};
+use rspawn::settings::{Settings, gather};
+use rspawn::{exit, root, spec, stage};
+
+fn main() -> ExitCode {
+    // Nothing that our caller has left open may reach the payload (FDS-01); nothing of ours is open yet.
+    if let Err(error) = rspawn::sys::process::keep_only(&[]) {
+        eprintln!("rspawn: closing inherited descriptors: {error}");
+        return ExitCode::from(exit::FAILED);
+    }
+    let invocation = match cli::parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(usage) => {
+            eprintln!("rspawn: {}\nhint: {}", usage.message, usage.hint);
+            return ExitCode::from(exit::FAILED);
+        }
+    };
+    let exit_mode = match &invocation {
+        Invocation::Run(settings) => settings.exit_mode.or(ExitMode::Nspawn),
+        _ => ExitMode::Nspawn,
+    };
+    match act(invocation) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("{}", Report::of(&error));
+            ExitCode::from(exit::of_failure(exit_mode, None))
+        }
+    }
+}
+
+fn act(invocation: Invocation) -> Result<u8> {
+    let host = Host::look();
+    match invocation {
+        Invocation::Print(text) => print(&text),
+        Invocation::Explain(format, settings) => {
+            let spec = decide(*settings, &host)?;
+            match format {
+                Explain::Text => print(&spec::explain(&spec)),
+                Explain::Json => print(&spec::json(&spec)),
+            }
+        }
+        Invocation::Cleanup(settings) => {
+            require_root(&host)?;
+            let spec = decide(*settings, &host)?;
+            root::sweep(spec.root.source(), &spec::layer_places(&host));
+            Ok(0)
+        }
+        Invocation::Run(settings) => {
+            require_root(&host)?;
+            stage::run(&decide(*settings, &host)?)
+        }
+    }
+}
+
+fn decide(settings: Settings, host: &Host) -> Result<spec::Spec> {
+    let (settings, problems) = gather(settings, host)?;
+    for problem in problems {
+        warn(problem);
+    }
+    spec::resolve(&settings, host)
+}
+
+fn require_root(host: &Host) -> Result<()> {
+    if !host.is_root {
+        bail!(hinted("containers can only be started by root", "put sudo before the command"));
+    }
+    Ok(())
+}
+
+fn print(text: &str) -> Result<u8> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
+        other => other.map(|()| 0).context("writing to stdout"),
+    }
+}

@@ -452,7 +452,8 @@ impl Forwarder {
         // In the background a read would stop us; where another has set the modes, it would take keys
         // from a pager. In both cases the timer that this starts tells when to try again.
         let usable = terminal.in_foreground() && (!self.follows() || terminal.is_ours());
-        if !usable {
+        // Brought to the foreground a moment ago, or changed by a shell while we were stopped: raw first.
+        if !usable || (!self.follows() && !terminal.is_set()) {
             self.settle()?;
         }
         Ok(usable)

@@ -41,6 +41,13 @@ impl EscapeKey {
     }
 }
 
+impl From<Option<u8>> for EscapeKey {
+    /// The key that sends this byte, or none.
+    fn from(byte: Option<u8>) -> Self {
+        EscapeKey(byte)
+    }
+}
+
 impl Default for EscapeKey {
     /// `^]`, systemd-nspawn's.
     fn default() -> Self {

@@ -135,8 +135,7 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
 
-    /// The devpts that the tests run on. Its ptmx is mode 0000 on a host, so this needs root or
-    /// `ptmxmode=0666`; where neither holds, /dev/ptmx is used by the callers that can.
+    /// A pty of the devpts that the tests run on, which must let them open its ptmx.
     fn host_pty() -> Pty {
         let dir = File::open("/dev/pts").unwrap();
         open(dir.as_fd()).unwrap()
@@ -183,5 +182,8 @@ mod tests {
         let null = OwnedFd::from(File::open("/dev/null").unwrap());
         assert!(check_device(&null, dir.as_fd(), (1, 3)).is_err(), "not on a devpts");
         assert!(check_device(&pty.slave, dir.as_fd(), (SLAVE_MAJOR, pty.number + 1)).is_err());
+        let dev = File::open("/dev").unwrap();
+        let error = check_device(&null, dev.as_fd(), (1, 3)).unwrap_err();
+        assert!(error.to_string().contains("not on a devpts"), "{error}");
     }
 }

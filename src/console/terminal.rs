@@ -88,6 +88,11 @@ impl Terminal {
         tcgetattr(&self.fd).is_ok_and(|now| Modes::of(&now) == self.ours)
     }
 
+    /// Whether it has the modes that we have given it, and not just those it had.
+    pub fn is_set(&self) -> bool {
+        self.ours != Modes::of(&self.saved) && self.is_ours()
+    }
+
     /// Every key and every byte as it is, for the pty does what is to be done with them.
     pub fn set_raw(&mut self) -> Result<()> {
         let mut raw = self.saved.clone();
@@ -254,10 +259,11 @@ fn followed(saved: &Termios, first: &Termios, now: &Termios) -> Termios {
         (first.local_modes | LocalModes::EXTPROC).bits(),
         (now.local_modes | LocalModes::EXTPROC).bits(),
     ));
-    if !now.local_modes.contains(LocalModes::ICANON) {
-        for code in [SpecialCodeIndex::VMIN, SpecialCodeIndex::VTIME] {
-            wanted.special_codes[code] = now.special_codes[code];
-        }
+    // Whatever the payload waits for is its pty's to do. With a VMIN of 0 a read would give 0 bytes for
+    // no key as well as for the end of the input.
+    if !wanted.local_modes.contains(LocalModes::ICANON) {
+        wanted.special_codes[SpecialCodeIndex::VMIN] = 1;
+        wanted.special_codes[SpecialCodeIndex::VTIME] = 0;
     }
     wanted
 }
@@ -319,6 +325,20 @@ mod tests {
         assert!(!seen.input_modes.contains(InputModes::IXON));
         terminal.follow(&first, &first.clone()).unwrap();
         assert_eq!(modes(&host.slave), Modes::of(&special));
+    }
+
+    #[test]
+    fn single_keys_are_waited_for_whatever_the_terminal_had() {
+        let (host, guest) = (new_pty(), new_pty());
+        let mut odd = tcgetattr(&host.slave).unwrap();
+        odd.special_codes[SpecialCodeIndex::VMIN] = 0;
+        tcsetattr(&host.slave, OptionalActions::Now, &odd).unwrap();
+        let mut terminal = Terminal::open(host.slave.as_fd()).unwrap();
+        let first = tcgetattr(&guest.slave).unwrap();
+        let mut now = first.clone();
+        now.local_modes -= LocalModes::ICANON;
+        terminal.follow(&first, &now).unwrap();
+        assert_eq!(modes(&host.slave).min, 1);
     }
 
     /// The waiting half of a watch, with the supervisor's end simulated by closing the pipe.

@@ -5,8 +5,11 @@
 //! is made, nowhere else.
 
 pub mod file;
+mod gather;
 mod merge;
 pub mod value;
+
+pub use gather::gather;
 
 pub use merge::{file_is_trusted, merge};
 

@@ -2,6 +2,9 @@
 
 pub mod btrfs;
 pub mod mount;
+pub mod network;
+#[allow(unsafe_code)]
 pub mod process;
+#[allow(unsafe_code)]
 pub mod seccomp;
 pub mod tty;

@@ -2,6 +2,7 @@
 //! limits of another process.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 /// Sets the execution domain of the calling thread (personality(2)); `persona` is a `PER_*` value.
 ///
@@ -53,4 +54,67 @@ pub fn limits_of(pid: i32, resource: u32) -> io::Result<(Option<u64>, Option<u64
     }
     let finite = |v| (v != libc::RLIM64_INFINITY).then_some(v);
     Ok((finite(old.rlim_cur), finite(old.rlim_max)))
+}
+
+/// Sends a signal by number, real-time ones included (pidfd_send_signal(2), Linux 5.1).
+///
+/// # Errors
+/// ESRCH when the process is gone.
+pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes integers and a pointer that may be null; the descriptor is borrowed.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor from 3 on but `kept`. For a fresh child, whose copies of its parent's
+/// descriptors would keep links open and hand host directories to the payload.
+///
+/// Whatever owns one of the others is left with a dead number, so none of them may be dropped or used in
+/// this process; the children of `stage/fork.rs` never return, so none is.
+///
+/// # Errors
+/// ENOSYS before Linux 5.9.
+pub fn keep_only(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().filter(|fd| *fd >= 3) {
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    let number = |fd: RawFd| libc::c_uint::try_from(fd).map_err(|_| io::ErrorKind::InvalidInput);
+    // SAFETY: close_range takes three integers and touches no memory. That no owner of a closed descriptor
+    // runs afterwards is the promise of `keep_only`'s caller.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, number(first)?, number(last)?, 0) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives every signal its default action and blocks none, as a new program expects it.
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is a valid action for every signal. For those that cannot be changed (SIGKILL,
+        // SIGSTOP, the two of the C library) the call fails and has no effect.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero signal set is made the empty one by sigemptyset before it is read; the old mask
+    // is not asked for.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
 }

@@ -96,15 +96,21 @@ impl Forwarder {
             modes.local_modes -= LocalModes::EXTPROC;
             tcsetattr(&pty.fd, OptionalActions::Now, &modes).context("ending the input")?;
         }
+        // In the middle of a line the first VEOF only hands on what there is of it (termios(3)). What
+        // the user's terminal gave us was handed on already, when the key was typed there. (Pasted
+        // as "text^D^D" the text may still be on its way to the line discipline and take this VEOF
+        // for its own; the key then has to be typed once more.)
+        let count = if pty.at_line_start || from_terminal { 1 } else { 2 };
         let eof = modes.special_codes[SpecialCodeIndex::VEOF];
-        // In the middle of a line the first VEOF only hands on what there is of it (termios(3)).
-        let count = if pty.at_line_start { 1 } else { 2 };
-        pty.to_pty.extend(std::iter::repeat_n(eof, count));
-        if from_terminal {
-            self.settle()
-        } else {
-            self.keyboard = None;
-            Ok(())
+        // Without such a key (termios(3), _POSIX_VDISABLE), or where the payload reads single keys, an
+        // end cannot be told.
+        if eof != 0 && modes.local_modes.contains(LocalModes::ICANON) {
+            pty.to_pty.extend(std::iter::repeat_n(eof, count));
         }
+        if from_terminal {
+            return self.settle();
+        }
+        self.keyboard = None;
+        Ok(())
     }
 }

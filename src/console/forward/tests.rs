@@ -7,7 +7,9 @@ use super::*;
 use crate::console::mode::{Stream, resolve};
 use crate::console::pty::{self, Pty};
 use rstest::rstest;
-use rustix::termios::{LocalModes, OptionalActions, OutputModes, Winsize, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Winsize, tcsetattr,
+};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 
@@ -134,6 +136,17 @@ fn the_terminal_is_raw_while_forwarding_and_as_before_afterwards() {
     let after = tcgetattr(&user.slave).unwrap();
     assert_eq!(after.local_modes, before.local_modes);
     assert_eq!(after.output_modes, before.output_modes);
+}
+
+#[test]
+fn a_terminal_that_a_shell_has_reset_is_raw_again_before_it_is_read() {
+    let user = new_pty();
+    let before = tcgetattr(&user.slave).unwrap();
+    let mut scene = Scene::interactive(&user);
+    tcsetattr(&user.slave, OptionalActions::Now, &before).unwrap();
+    type_at(&user, b"ls\r");
+    scene.expect_at_slave(b"ls\n");
+    assert!(!local(&user.slave).contains(LocalModes::ICANON));
 }
 
 #[test]
@@ -294,6 +307,11 @@ fn a_large_file_as_stdin_is_not_lost_in_the_line_discipline() {
     let interactive = resolve(Some("interactive".parse().unwrap()), false, false, false);
     let mut scene =
         Scene::new(&interactive, &stdin, null.as_ref().unwrap(), null.as_ref().unwrap());
+    for _ in 0..20 {
+        scene.forwarder.on_ready(Instant::now()).unwrap();
+    }
+    let waiting = scene.forwarder.pty.as_ref().unwrap().to_pty.len();
+    assert!((1..=BUFFER_BYTES).contains(&waiting), "{waiting} bytes wait for a payload");
     scene.expect_at_slave(&text);
 }
 
@@ -325,7 +343,10 @@ fn in_a_pipeline_the_terminal_edits_lines_until_the_payload_says_otherwise() {
 fn in_a_pipeline_a_payload_that_sets_raw_mode_gets_each_key() {
     let user = new_pty();
     let mut scene = pipeline(&user);
-    change(&scene.slave, |modes| modes.local_modes -= LocalModes::ICANON | LocalModes::ECHO);
+    change(&scene.slave, |modes| {
+        modes.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
+        modes.special_codes[SpecialCodeIndex::VMIN] = 0;
+    });
     scene.until("single keys", |_| !local(&user.slave).contains(LocalModes::ICANON));
     type_at(&user, b"q");
     scene.expect_at_slave(b"q");
@@ -337,6 +358,20 @@ fn in_a_pipeline_the_end_of_input_key_ends_the_input() {
     let mut scene = pipeline(&user);
     type_at(&user, b"last\n\x04");
     assert_eq!(scene.input_until_its_end(), b"last\n");
+}
+
+#[test]
+fn in_a_pipeline_one_end_of_input_key_ends_one_input() {
+    let user = new_pty();
+    let mut scene = pipeline(&user);
+    type_at(&user, b"part\x04");
+    scene.expect_at_slave(b"part");
+    type_at(&user, b"\x04");
+    assert_eq!(scene.input_until_its_end(), b"");
+    assert_eq!(rustix::io::read(&scene.slave, &mut [0; 8]), Err(rustix::io::Errno::AGAIN));
+    // The next reader, a shell after its command, still has its own input.
+    type_at(&user, b"next\r");
+    scene.expect_at_slave(b"next\n");
 }
 
 #[test]

@@ -1,0 +1,211 @@
+//! Where is a path of the container? Only ever below the container's root directory.
+//!
+//! Invariants: **nothing else in the program joins a path to the container's root**; a path is walked once,
+//! by the kernel, and what comes out is a descriptor that is acted on (security.md, R2). Links of the
+//! tree are followed inside the tree, or not at all ([`Links`]). Needs openat2 (Linux 5.6).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::errors::hinted;
+
+/// Whether links of the tree may be followed on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// They are, and an absolute one starts again at the container's root.
+    Inside,
+    /// There must be none: the places of API file systems.
+    Refused,
+}
+
+/// The root directory of a container, as a descriptor.
+#[derive(Debug)]
+pub struct InRoot(OwnedFd);
+
+impl AsFd for InRoot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl InRoot {
+    /// Takes a directory for a container's root.
+    pub fn new(root: OwnedFd) -> Self {
+        Self(root)
+    }
+
+    /// Opens what is at `path`. `O_CLOEXEC` is added; a magic link of procfs is never followed.
+    pub fn open(&self, path: &Path, links: Links, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.open_with(path, links, flags, Mode::empty())
+    }
+
+    fn open_with(
+        &self,
+        path: &Path,
+        links: Links,
+        flags: OFlags,
+        mode: Mode,
+    ) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlags::IN_ROOT
+            | match links {
+                Links::Inside => ResolveFlags::NO_MAGICLINKS,
+                Links::Refused => ResolveFlags::NO_SYMLINKS,
+            };
+        loop {
+            // EAGAIN: something was renamed while the kernel walked through a `..` (openat2(2)).
+            match rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, mode, resolve) {
+                Err(Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether something is at `path`; for a dangling link, no.
+    pub fn holds(&self, path: &Path) -> bool {
+        self.open(path, Links::Inside, OFlags::PATH).is_ok()
+    }
+
+    /// Opens the directory at `path`, making it and its parents where they are missing, mode 0755.
+    ///
+    /// # Errors
+    /// When a component is no directory, or a link and links are refused.
+    pub fn make_dir(&self, path: &Path, links: Links) -> Result<OwnedFd> {
+        let mut walked = PathBuf::from("/");
+        let mut dir = self.directory(&walked, links)?;
+        for name in components(path) {
+            walked.push(name);
+            dir = match self.directory(&walked, links) {
+                Ok(next) => next,
+                Err(Errno::NOENT) => {
+                    match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+                        Ok(()) | Err(Errno::EXIST) => {}
+                        Err(errno) => {
+                            return Err(errno).with_context(|| making(&walked));
+                        }
+                    }
+                    self.directory(&walked, links).map_err(|errno| explain(&walked, errno))?
+                }
+                Err(errno) => return Err(explain(&walked, errno)),
+            };
+        }
+        Ok(dir)
+    }
+
+    /// Opens the file at `path` with `O_PATH`; where nothing is, makes an empty one, and its parents.
+    pub fn make_file(&self, path: &Path, links: Links) -> Result<OwnedFd> {
+        match self.open(path, links, OFlags::PATH) {
+            Ok(file) => return Ok(file),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(explain(path, errno)),
+        }
+        let (parent, name) = self.make_parent(path, links)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&parent, name, flags | OFlags::WRONLY, Mode::from_raw_mode(0o644))
+            .with_context(|| making(path))?;
+        self.open(path, links, OFlags::PATH).map_err(|errno| explain(path, errno))
+    }
+
+    /// The directory that holds `path`, made if missing, and the last component of it.
+    pub fn make_parent<'p>(&self, path: &'p Path, links: Links) -> Result<(OwnedFd, &'p Path)> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            bail!("{path:?} has no name");
+        };
+        Ok((self.make_dir(parent, links)?, Path::new(name)))
+    }
+
+    fn directory(&self, path: &Path, links: Links) -> Result<OwnedFd, Errno> {
+        self.open(path, links, OFlags::PATH | OFlags::DIRECTORY)
+    }
+}
+
+/// The names of an absolute path; what has no name (`/`, `.`) is left out, and `..` stays, since the
+/// kernel keeps it inside.
+fn components(path: &Path) -> impl Iterator<Item = &Path> {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(Path::new(name)),
+        Component::ParentDir => Some(Path::new("..")),
+        _ => None,
+    })
+}
+
+fn making(path: &Path) -> String {
+    format!("making {} in the container's tree", path.display())
+}
+
+/// Says what an errno of a walk means for the tree.
+fn explain(path: &Path, errno: Errno) -> anyhow::Error {
+    let shown = path.display();
+    let what = format!("opening {shown} in the container's tree");
+    let hint = match errno {
+        Errno::LOOP => format!("{shown} of the tree is, or leads over, a symbolic link"),
+        Errno::NOTDIR => format!("{shown} of the tree must be a directory"),
+        _ => return anyhow::Error::new(errno).context(what),
+    };
+    anyhow::Error::new(errno).context(hinted(what, hint))
+}
+
+/// What kind of file a descriptor is.
+pub fn file_type(fd: impl AsFd) -> Result<FileType, Errno> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn root(make: impl Fn(&Path)) -> (tempfile::TempDir, InRoot) {
+        let outside = tempfile::tempdir().unwrap();
+        let tree = outside.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        make(&tree);
+        (outside, InRoot::new(fs::File::open(&tree).unwrap().into()))
+    }
+
+    #[test]
+    fn an_absolute_link_starts_at_the_containers_root() {
+        let (outside, root) = root(|tree| {
+            fs::create_dir(tree.join("real")).unwrap();
+            symlink("/real", tree.join("link")).unwrap();
+        });
+        root.make_dir(Path::new("/link/made"), Links::Inside).unwrap();
+        assert!(outside.path().join("tree/real/made").is_dir());
+    }
+
+    #[test]
+    fn a_link_upwards_never_leaves_the_tree() {
+        let (outside, root) = root(|tree| symlink("../../..", tree.join("up")).unwrap());
+        root.make_dir(Path::new("/up/made"), Links::Inside).unwrap();
+        assert!(outside.path().join("tree/made").is_dir());
+        assert!(!outside.path().join("made").exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_an_api_file_system_is_refused_with_a_hint() {
+        let (_outside, root) = root(|tree| symlink("/tmp", tree.join("proc")).unwrap());
+        let error = root.make_dir(Path::new("/proc"), Links::Refused).unwrap_err();
+        let report = crate::errors::Report::of(&error);
+        assert!(report.hint.unwrap().contains("symbolic link"), "{}", report.chain);
+    }
+
+    #[test]
+    fn a_missing_file_is_made_and_an_existing_one_is_kept() {
+        let (outside, root) = root(|tree| fs::write(tree.join("old"), "kept").unwrap());
+        root.make_file(Path::new("/a/b/new"), Links::Inside).unwrap();
+        root.make_file(Path::new("/old"), Links::Inside).unwrap();
+        assert_eq!(fs::read(outside.path().join("tree/a/b/new")).unwrap(), b"");
+        assert_eq!(fs::read(outside.path().join("tree/old")).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_dangling_link_is_not_created_through() {
+        let (outside, root) = root(|tree| symlink("/gone", tree.join("link")).unwrap());
+        assert!(root.make_file(Path::new("/link"), Links::Inside).is_err());
+        assert!(!outside.path().join("tree/gone").exists());
+    }
+}

@@ -1,0 +1,107 @@
+//! Which file systems does every container get? (MNT-01…08, M-05.)
+//!
+//! Differences from systemd-nspawn 252, on purpose: `/dev` is `noexec`, since nothing there is a program
+//! (security.md, section 2); a place where the tree has something mounted already is mounted over, not
+//! skipped (MNT-20), so that a tree prepared for chroot does not hand its host's /proc to the container.
+
+use std::path::PathBuf;
+
+use super::{Attrs, From, Kind, Mount, Need, Point, Stage};
+use crate::inroot::Links;
+
+const NOSUID: Attrs = Attrs { nosuid: true, ..Attrs::none() };
+const HARMLESS: Attrs = Attrs { nodev: true, ..NOSUID };
+const DATA: Attrs = Attrs { noexec: true, ..HARMLESS };
+const FRESH: Attrs = Attrs { strictatime: true, ..HARMLESS };
+
+/// Directories of procfs that a container may look at and not write to (S-06).
+const READ_ONLY: [&str; 8] = [
+    "/proc/sys",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/scsi",
+    "/proc/sysrq-trigger",
+];
+
+/// The rows of the API file systems, in the order in which they are mounted.
+pub fn table() -> Vec<Mount> {
+    use Stage::{Inner, Outer};
+    // Sizes as fractions of the memory keep a container from filling it (M-05).
+    let mut rows = vec![
+        Mount::api(Outer, "/tmp", "tmpfs", FRESH)
+            .option("mode", "1777")
+            .option("size", "10%")
+            .option("nr_inodes", "400k"),
+        Mount::api(Outer, "/dev", "tmpfs", Attrs { noexec: true, strictatime: true, ..NOSUID })
+            .option("mode", "755")
+            .option("size", "4m")
+            .option("nr_inodes", "64k"),
+        Mount::api(Outer, "/dev/shm", "tmpfs", FRESH)
+            .option("mode", "1777")
+            .option("size", "10%")
+            .option("nr_inodes", "400k"),
+        Mount::api(Outer, "/run", "tmpfs", FRESH)
+            .option("mode", "755")
+            .option("size", "20%")
+            .option("nr_inodes", "800k"),
+        // A new instance each time it is mounted (Linux 4.7). 5 is the tty group of every distribution.
+        Mount::api(Outer, "/dev/pts", "devpts", Attrs { noexec: true, ..NOSUID })
+            .option("ptmxmode", "0666")
+            .option("mode", "620")
+            .option("gid", "5"),
+        Mount::api(Inner, "/dev/mqueue", "mqueue", DATA).may_fail(),
+        Mount::api(Inner, "/proc", "proc", DATA),
+        // It shows the network namespace of who mounts it, so inner does, once it has its own.
+        Mount::api(Inner, "/sys", "sysfs", Attrs { read_only: true, ..DATA }),
+        Mount {
+            point: Point::Exists,
+            ..Mount::api(Inner, "/sys/fs/cgroup", "cgroup2", Attrs { read_only: true, ..DATA })
+                .may_fail()
+        },
+    ];
+    rows.extend(READ_ONLY.map(|path| Mount {
+        stage: Inner,
+        on: PathBuf::from(path),
+        kind: Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false },
+        attrs: Attrs { read_only: true, ..DATA },
+        // Which of them there are depends on the kernel; /proc/sys always is.
+        need: if path == "/proc/sys" { Need::Must } else { Need::May },
+        point: Point::Exists,
+        links: Links::Refused,
+    }));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_what_the_manual_says() {
+        let rows: Vec<String> = table().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            rows.join("\n"),
+            "\
+outer /tmp             tmpfs mode=1777,size=10%,nr_inodes=400k nosuid nodev strictatime
+outer /dev             tmpfs mode=755,size=4m,nr_inodes=64k nosuid noexec strictatime
+outer /dev/shm         tmpfs mode=1777,size=10%,nr_inodes=400k nosuid nodev strictatime
+outer /run             tmpfs mode=755,size=20%,nr_inodes=800k nosuid nodev strictatime
+outer /dev/pts         devpts ptmxmode=0666,mode=620,gid=5 nosuid noexec
+inner /dev/mqueue      mqueue nosuid nodev noexec (if possible)
+inner /proc            proc nosuid nodev noexec
+inner /sys             sysfs ro nosuid nodev noexec
+inner /sys/fs/cgroup   cgroup2 ro nosuid nodev noexec (if possible)
+inner /proc/sys        bind of /proc/sys inside ro nosuid nodev noexec
+inner /proc/acpi       bind of /proc/acpi inside ro nosuid nodev noexec (if possible)
+inner /proc/asound     bind of /proc/asound inside ro nosuid nodev noexec (if possible)
+inner /proc/bus        bind of /proc/bus inside ro nosuid nodev noexec (if possible)
+inner /proc/fs         bind of /proc/fs inside ro nosuid nodev noexec (if possible)
+inner /proc/irq        bind of /proc/irq inside ro nosuid nodev noexec (if possible)
+inner /proc/scsi       bind of /proc/scsi inside ro nosuid nodev noexec (if possible)
+inner /proc/sysrq-trigger bind of /proc/sysrq-trigger inside ro nosuid nodev noexec (if possible)"
+        );
+    }
+}

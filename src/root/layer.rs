@@ -1,0 +1,275 @@
+//! How is a throw-away layer made over a directory, and who removes it?
+//!
+//! A layer lives in a *holder*: a directory `.#rspawn.NAME<16 hex>`, mode 0700, next to the source, or in
+//! the source if that is a mount point, so that both are on one file system (SNP-01). As long as its maker
+//! lives, the holder is locked (flock(2)); a holder that can be locked is what a killed run left behind, and
+//! the next run that looks there removes it. systemd-nspawn's own leftovers are named `.#machine.…` and are
+//! left alone (SNP-02 gives that name; ours differs so that neither removes what the other still uses).
+
+use std::ffi::{CString, OsStr};
+use std::fmt::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock,
+};
+use rustix::io::Errno;
+
+use super::{Rung, remove};
+use crate::errors::{Verbosity, hinted, warn};
+use crate::mounts;
+use crate::sys::btrfs;
+use crate::tree::open_host_directory;
+use crate::undo::Undo;
+
+/// What the names of holders begin with.
+const PREFIX: &str = ".#rspawn.";
+/// The directory in a holder that a snapshot is, or an overlay's upper layer.
+const TREE: &std::ffi::CStr = c"tree";
+/// The directory in a holder that an overlay needs beside its upper layer.
+const WORK: &str = "work";
+/// f_type of btrfs (statfs(2)).
+const BTRFS_MAGIC: u64 = 0x9123_683e;
+/// The inode of the top directory of every subvolume (btrfs(5)).
+const SUBVOLUME_INODE: u64 = 256;
+
+/// A layer that was made.
+#[derive(Debug)]
+pub(super) struct Layer {
+    kind: Kind,
+    /// Locked as long as it is open.
+    _holder: OwnedFd,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Snapshot { tree: OwnedFd },
+    Overlay { upper: OwnedFd, work: OwnedFd, first: Option<OwnedFd> },
+}
+
+impl Layer {
+    /// A new mount of the source with the layer, attached nowhere yet.
+    pub(super) fn mounted(&mut self, source: BorrowedFd<'_>) -> Result<OwnedFd> {
+        match &mut self.kind {
+            Kind::Snapshot { tree } => mounts::detached_copy(tree.as_fd()),
+            // That it can be mounted was found out by mounting it.
+            Kind::Overlay { upper, work, first } => match first.take() {
+                Some(mounted) => Ok(mounted),
+                None => mounts::overlay(source, upper.as_fd(), work.as_fd()),
+            },
+        }
+    }
+}
+
+/// Why a rung was not taken. Anything that is no refusal ends the walk.
+struct Refused(String);
+
+/// Walks the rungs until one bears.
+pub(super) fn make(
+    path: &Path,
+    source: BorrowedFd<'_>,
+    rungs: &[Rung],
+    elsewhere: &[PathBuf],
+    verbosity: Verbosity,
+    undo: &mut Undo,
+) -> Result<Layer> {
+    let beside = place_beside(path, source)
+        .with_context(|| format!("asking whether \"{}\" is a mount point", path.display()))?;
+    let mut told = String::new();
+    for rung in rungs {
+        // A snapshot can only be made on the source's own file system.
+        let others = if *rung == Rung::Overlay { elsewhere } else { &[] };
+        for place in std::iter::once(&beside).chain(others) {
+            match try_rung(*rung, path, source, place, undo)? {
+                Ok(layer) => {
+                    if verbosity == Verbosity::Verbose {
+                        eprintln!("rspawn: {told}{rung} in {}: ok", place.display());
+                    }
+                    return Ok(layer);
+                }
+                Err(Refused(why)) => {
+                    // Writing to a string cannot fail.
+                    let _ = write!(told, "{rung} in {}: {why}; ", place.display());
+                }
+            }
+        }
+    }
+    let what = format!("no throw-away layer of \"{}\" can be made", path.display());
+    bail!(hinted(what, format!("tried {}", told.trim_end_matches("; "))))
+}
+
+/// In the source if it is a mount point, else in its parent (SNP-01).
+fn place_beside(path: &Path, source: BorrowedFd<'_>) -> Result<PathBuf> {
+    let flags = AtFlags::EMPTY_PATH;
+    let stat = rustix::fs::statx(source, "", flags, StatxFlags::BASIC_STATS)?;
+    let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok(match path.parent() {
+        Some(parent) if !mounted => parent.to_owned(),
+        _ => path.to_owned(),
+    })
+}
+
+fn try_rung(
+    rung: Rung,
+    path: &Path,
+    source: BorrowedFd<'_>,
+    place: &Path,
+    undo: &mut Undo,
+) -> Result<Result<Layer, Refused>> {
+    if rung == Rung::Snapshot && !is_subvolume(source)? {
+        return Ok(Err(Refused("not a subvolume of btrfs".to_owned())));
+    }
+    sweep(place);
+    let name = path.file_name().unwrap_or(OsStr::new(""));
+    let (holder, name) = match hold(place, name) {
+        Ok(held) => held,
+        Err(errno) => return Ok(Err(Refused(format!("making a directory there: {errno}")))),
+    };
+    let shown = place.join(OsStr::from_bytes(name.as_bytes()));
+    let mut made = Undo::default();
+    let parent = open_host_directory(place).context("opening the place of the layer")?;
+    made.push(format!("removing the layer {}", shown.display()), move || {
+        remove::tree(parent.as_fd(), &name)
+    });
+    let kind = match rung {
+        Rung::Snapshot => snapshot(holder.as_fd(), source),
+        Rung::Overlay => overlay(holder.as_fd(), source, path, place),
+    };
+    match kind {
+        Ok(kind) => {
+            undo.push(format!("removing the layer {}", shown.display()), move || {
+                made.finish();
+                Ok(())
+            });
+            Ok(Ok(Layer { kind, _holder: holder }))
+        }
+        Err(error) => Ok(Err(Refused(format!("{error:#}")))),
+    }
+}
+
+fn is_subvolume(source: BorrowedFd<'_>) -> Result<bool> {
+    let system = rustix::fs::fstatfs(source).context("asking for the tree's file system")?;
+    // The field's type differs between architectures.
+    #[allow(clippy::unnecessary_cast)]
+    let magic = system.f_type as u64;
+    let inode = rustix::fs::fstat(source).context("asking for the tree's inode")?.st_ino;
+    Ok(magic == BTRFS_MAGIC && inode == SUBVOLUME_INODE)
+}
+
+fn snapshot(holder: BorrowedFd<'_>, source: BorrowedFd<'_>) -> Result<Kind> {
+    // The ioctl wants a descriptor that was really opened.
+    let source = reopen(source).context("opening the subvolume")?;
+    btrfs::snapshot(holder, source, TREE).context("making the snapshot")?;
+    let tree = subdirectory(holder, TREE).context("opening the snapshot")?;
+    Ok(Kind::Snapshot { tree })
+}
+
+fn overlay(
+    holder: BorrowedFd<'_>,
+    source: BorrowedFd<'_>,
+    path: &Path,
+    place: &Path,
+) -> Result<Kind> {
+    let stat = rustix::fs::fstat(source).context("asking for the tree's mode")?;
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    for (name, mode) in [(TREE, mode), (c"work", Mode::RWXU)] {
+        rustix::fs::mkdirat(holder, name, Mode::RWXU).context("making the upper layer")?;
+        let made = reopen(subdirectory(holder, name)?.as_fd())?;
+        rustix::fs::fchmod(made, mode).context("making the upper layer")?;
+    }
+    let upper = subdirectory(holder, TREE)?;
+    let owner = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
+    rustix::fs::chownat(&upper, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)
+        .context("owning the upper layer")?;
+    if place == path {
+        hide_holders(place, &upper)?;
+    }
+    let work = rustix::fs::openat(holder, WORK, PATH_DIR, Mode::empty())?;
+    let mounted = mounts::overlay(source, upper.as_fd(), work.as_fd())?;
+    Ok(Kind::Overlay { upper, work, first: Some(mounted) })
+}
+
+/// A layer that lies in its own source would show inside the container, and those of others too. A
+/// whiteout in the upper layer hides each.
+fn hide_holders(place: &Path, upper: &OwnedFd) -> Result<()> {
+    for name in holders(place).context("looking for layers")? {
+        // A whiteout is a character device 0:0 (Linux, Documentation/filesystems/overlayfs.rst).
+        let mode = Mode::empty();
+        rustix::fs::mknodat(upper, name.as_c_str(), FileType::CharacterDevice, mode, 0)
+            .context("hiding the layer from the container")?;
+    }
+    Ok(())
+}
+
+const PATH_DIR: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn subdirectory(of: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(of, name, PATH_DIR, Mode::empty())
+}
+
+fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, ".", flags, Mode::empty())
+}
+
+/// Makes a holder and locks it before anyone can take it for a leftover.
+fn hold(place: &Path, name: &OsStr) -> Result<(OwnedFd, CString), Errno> {
+    let parent = open_host_directory(place)?;
+    loop {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let mut full = PREFIX.as_bytes().to_vec();
+        // With the digits, a name of 255 bytes would be too long for any file system.
+        full.extend(&name.as_bytes()[..name.len().min(200)]);
+        full.extend(format!("{:016x}", u64::from_ne_bytes(random)).bytes());
+        let full = CString::new(full).expect("file names hold no NUL");
+        match rustix::fs::mkdirat(&parent, &full, Mode::RWXU) {
+            Err(Errno::EXIST) => continue,
+            other => other?,
+        }
+        let holder = subdirectory(parent.as_fd(), &full).and_then(|dir| reopen(dir.as_fd()));
+        // Between mkdir and lock another run may have swept it away, or be about to.
+        if let Ok(holder) = holder
+            && flock(&holder, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && rustix::fs::fstat(&holder)?.st_nlink > 0
+        {
+            return Ok((holder, full));
+        }
+    }
+}
+
+fn holders(place: &Path) -> std::io::Result<Vec<CString>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(place)? {
+        let name = entry?.file_name();
+        if name.as_bytes().starts_with(PREFIX.as_bytes()) {
+            found.push(CString::new(name.into_encoded_bytes()).expect("file names hold no NUL"));
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the holders in `place` that nobody locks. What cannot be removed is told and left.
+pub(super) fn sweep(place: &Path) {
+    // No such place, or not readable: nothing of ours can be there.
+    let Ok(found) = holders(place) else { return };
+    let Ok(parent) = open_host_directory(place) else { return };
+    for name in found {
+        let Ok(holder) = subdirectory(parent.as_fd(), &name).and_then(|d| reopen(d.as_fd())) else {
+            continue;
+        };
+        let ours = rustix::fs::fstat(&holder)
+            .is_ok_and(|stat| stat.st_uid == rustix::process::geteuid().as_raw());
+        if !ours || flock(&holder, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        if let Err(error) = remove::tree(parent.as_fd(), &name) {
+            let shown = place.join(OsStr::from_bytes(name.as_bytes()));
+            warn(format_args!("removing the leftover {}: {error:#}", shown.display()));
+        }
+    }
+}

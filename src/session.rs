@@ -1,0 +1,42 @@
+//! What is held while a container runs and over its reboots: its root with the locks, and what must be
+//! taken back at the end.
+
+use anyhow::{Context, Result};
+
+use crate::root::{self, Root};
+use crate::spec::Spec;
+use crate::undo::Undo;
+
+/// Where the root is attached in the container's own mount namespace. All runs share the place, since no
+/// other namespace sees what is mounted there.
+pub(crate) const MOUNT_POINT: &str = "/run/rspawn/root";
+
+/// Fields go in this order: what was made is removed while its lock is still held.
+#[derive(Debug)]
+pub struct Session {
+    undo: Undo,
+    root: Root,
+}
+
+impl Session {
+    /// Acquires everything that outlives one run.
+    ///
+    /// # Errors
+    /// When the root cannot be acquired; whatever was made by then is removed again.
+    pub fn open(spec: &Spec) -> Result<Self> {
+        let mut undo = Undo::default();
+        let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &mut undo)?;
+        std::fs::create_dir_all(MOUNT_POINT).with_context(|| format!("making {MOUNT_POINT}"))?;
+        Ok(Self { undo, root })
+    }
+
+    /// The root, for a run.
+    pub(crate) fn root(&mut self) -> &mut Root {
+        &mut self.root
+    }
+
+    /// Takes everything back and lets go.
+    pub fn close(self) {
+        self.undo.finish();
+    }
+}

@@ -1,0 +1,91 @@
+//! How is a `Spec` shown? As text for people and as JSON for programs, from one list of facts.
+
+use serde_json::{Map, Value};
+
+use super::{Network, Spec, Start};
+use crate::mounts::{Mount, custom, table};
+use crate::root::{Access, RootSpec};
+
+/// The spec and the mount table, one fact or row a line.
+pub fn explain(spec: &Spec) -> String {
+    let mut text = String::new();
+    for (name, value) in facts(spec) {
+        text.push_str(&format!("{name:<14} {value}\n"));
+    }
+    for row in rows(spec) {
+        text.push_str(&format!("mount          {row}\n"));
+    }
+    text
+}
+
+/// The same as one JSON object; its `mounts` are the rows as text.
+pub fn json(spec: &Spec) -> String {
+    let mut object = Map::new();
+    for (name, value) in facts(spec) {
+        object.insert(name.to_owned(), Value::String(value));
+    }
+    let rows = rows(spec).iter().map(|row| Value::String(row.to_string())).collect();
+    object.insert("mounts".to_owned(), Value::Array(rows));
+    format!("{:#}\n", Value::Object(object))
+}
+
+fn rows(spec: &Spec) -> Vec<Mount> {
+    let mut rows = table();
+    rows.extend(custom(&spec.mounts));
+    rows
+}
+
+fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("machine", spec.machine.clone()), ("hostname", spec.hostname.clone())];
+    if let Some(uuid) = &spec.uuid {
+        facts.push(("uuid", uuid.clone()));
+    }
+    facts.push(("root", root(&spec.root)));
+    facts.push(("start", start(&spec.start)));
+    if let Some(dir) = &spec.chdir {
+        facts.push(("chdir", dir.display().to_string()));
+    }
+    let environment = spec.environment.iter().map(|(name, value)| format!("{name}={value}"));
+    facts.push(("environment", environment.collect::<Vec<_>>().join(" ")));
+    let network = match spec.network {
+        Network::Host => "the host's",
+        Network::Private => "private, loopback only",
+    };
+    facts.push(("network", network.to_owned()));
+    let console = if spec.wiring.pty { "pseudo-terminal" } else { "our own streams" };
+    facts.push(("console", console.to_owned()));
+    facts.push(("capabilities", spec.capabilities.to_string()));
+    let seccomp = if spec.seccomp { "filtered" } else { "not filtered" };
+    facts.push(("system-calls", seccomp.to_owned()));
+    facts
+}
+
+fn root(root: &RootSpec) -> String {
+    let shown = root.source().display();
+    let access = if root.access() == Access::Read { ", read-only" } else { "" };
+    match root {
+        RootSpec::Directory { .. } => format!("the directory {shown}{access}"),
+        RootSpec::Ephemeral { rungs, elsewhere, .. } => {
+            let rungs: Vec<_> = rungs.iter().map(ToString::to_string).collect();
+            let places: Vec<_> =
+                elsewhere.iter().map(|place| place.display().to_string()).collect();
+            format!(
+                "a throw-away layer over {shown}{access}: {}; next to it, else in {}",
+                rungs.join(", else "),
+                places.join(", ")
+            )
+        }
+    }
+}
+
+fn start(start: &Start) -> String {
+    let words = |words: &[std::ffi::OsString]| {
+        let words: Vec<_> = words.iter().map(|word| format!("{word:?}")).collect();
+        words.join(" ")
+    };
+    match start {
+        Start::Init { arguments } => format!("an init, with [{}]", words(arguments)),
+        Start::Command { words: command } => words(command),
+        Start::Shell => "a login shell".to_owned(),
+    }
+}

@@ -1,0 +1,82 @@
+//! What will be done? Every question is answered: a [`Spec`] has no "default", holds no descriptor, and can
+//! be printed ([`explain`]) and compared.
+
+mod explain;
+mod resolve;
+
+pub use explain::{explain, json};
+pub use resolve::{layer_places, machine_of, resolve};
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::console::hotkey::EscapeKey;
+use crate::console::mode::Wiring;
+use crate::errors::Verbosity;
+use crate::mounts::Custom;
+use crate::root::RootSpec;
+use crate::security::caps::CapSet;
+use crate::settings::value::ExitMode;
+
+/// What will be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// The container's name.
+    pub machine: String,
+    /// Its host name (NAM-04).
+    pub hostname: String,
+    /// Its id, 32 hex digits in dashed form, if one was given.
+    pub uuid: Option<String>,
+    /// Where its root comes from.
+    pub root: RootSpec,
+    /// What runs in it.
+    pub start: Start,
+    /// The payload's whole environment but `HOME`, `USER` and `LOGNAME`, in order (ENV-01…05).
+    pub environment: Vec<(String, String)>,
+    /// Its working directory, in the container.
+    pub chdir: Option<PathBuf>,
+    /// What the user wants mounted.
+    pub mounts: Vec<Custom>,
+    /// Whose network it sees.
+    pub network: Network,
+    /// How it reaches the user's terminal.
+    pub wiring: Wiring,
+    /// What ends it from the keyboard.
+    pub escape_key: EscapeKey,
+    /// The capability bounding set (CLI-21).
+    pub capabilities: CapSet,
+    /// Whether system calls are filtered; `SYSTEMD_SECCOMP=0` says no (F-05).
+    pub seccomp: bool,
+    /// Whether it can gain no privileges by exec.
+    pub no_new_privileges: bool,
+    /// What is told on stderr.
+    pub verbosity: Verbosity,
+    /// What our exit code means.
+    pub exit_mode: ExitMode,
+}
+
+/// What runs in the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// `--boot`: the first init that there is (NS-10), with these arguments.
+    Init {
+        /// After the name of the init.
+        arguments: Vec<OsString>,
+    },
+    /// A command (NS-11), found by the container's PATH.
+    Command {
+        /// The command and its arguments: at least one word.
+        words: Vec<OsString>,
+    },
+    /// A login shell (NS-12).
+    Shell,
+}
+
+/// Whose network the container sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The host's.
+    Host,
+    /// Its own, with `lo` only (CLI-14).
+    Private,
+}

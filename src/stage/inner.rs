@@ -1,0 +1,130 @@
+//! The second child makes the machine and becomes the payload.
+//!
+//! | user | mnt | pid | uts | ipc | net                   | cgroup |
+//! |------|-----|-----|-----|-----|-----------------------|--------|
+//! | host | own | own | own | own | own, if it is private | own    |
+//!
+//! It is a child of the supervisor, not of outer, so that its parent-death signal is the supervisor's
+//! death (R7), and it is reaped there.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{
+    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal,
+};
+
+use super::link::Link;
+use super::payload;
+use super::protocol::{FromInner, ToInner};
+use crate::console::pty;
+use crate::errors::Report;
+use crate::inroot::{InRoot, Links};
+use crate::mounts::{self, Stage};
+use crate::security::{caps, limits, seccomp};
+use crate::spec::{Network, Spec};
+use crate::sys::process::keep_only;
+use crate::tree;
+
+pub(super) fn run(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
+    keep_only(&[link.as_fd()]).context("closing what the container must not see")?;
+    tie_to_supervisor(link)?;
+    // Until exec nobody may look into us (CVE-2016-9962).
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
+    let root = InRoot::new(open_directory("/")?);
+    mounts::apply(&mounts::table(), Stage::Inner, &root)?;
+    connect_console(spec, &root, link)?;
+    rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
+    if spec.network == Network::Private {
+        crate::sys::network::bring_up("lo").context("bringing up the loopback interface")?;
+    }
+    // What the payload mounts spreads among its own namespaces, as on a machine that systemd booted.
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    mount_change("/", shared).context("sharing the container's mounts inside")?;
+    shed_what_is_inherited(&root)?;
+    drop(root);
+    link.send(&FromInner::Ready, None)?;
+    match link.recv()? {
+        Some((ToInner::Go, _)) => {}
+        None => bail!("the supervisor is gone"),
+    }
+    give_up_privileges(spec, link)?;
+    let refusal = payload::exec(spec);
+    let report = Report::of(&refusal.error);
+    link.send(&FromInner::NoExec(report, refusal.errno), None)
+}
+
+/// Tells the supervisor why this stage is over.
+pub(super) fn tell(link: &Link<FromInner, ToInner>, error: &anyhow::Error) {
+    // Without a supervisor there is nobody to tell.
+    let _ = link.send(&FromInner::Failed(Report::of(error)), None);
+}
+
+/// Whatever kills the supervisor kills us. The kernel forgets it when credentials change (prctl(2),
+/// PR_SET_PDEATHSIG), so it is done again then. One that died before is noticed by its end of the link.
+fn tie_to_supervisor(link: &Link<FromInner, ToInner>) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
+    let mut ends = [PollFd::new(link, PollFlags::empty())];
+    poll(&mut ends, Some(&Timespec::default())).context("looking for the supervisor")?;
+    if ends[0].revents().contains(PollFlags::HUP) {
+        bail!("the supervisor is gone");
+    }
+    Ok(())
+}
+
+fn open_directory(path: &str) -> Result<rustix::fd::OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .with_context(|| format!("opening the container's {path}"))
+}
+
+/// Opens the pty in the container's own devpts, sends its master up and makes it ours (DEV-04).
+fn connect_console(spec: &Spec, root: &InRoot, link: &Link<FromInner, ToInner>) -> Result<()> {
+    if !spec.wiring.pty {
+        return pty::attach(None, &spec.wiring);
+    }
+    let devpts = root
+        .open(Path::new("/dev/pts"), Links::Refused, OFlags::RDONLY | OFlags::DIRECTORY)
+        .context("opening the container's /dev/pts")?;
+    let console = pty::open(devpts.as_fd())?;
+    console.give_to(0, 0)?;
+    tree::console(root, console.number)?;
+    link.send(&FromInner::Console, Some(console.master.as_fd()))?;
+    pty::attach(Some(console.slave), &spec.wiring)
+}
+
+/// Limits, keyring and audit id of whoever called us are not the payload's (E-10, NS-03).
+fn shed_what_is_inherited(root: &InRoot) -> Result<()> {
+    limits::Limits::boot_defaults().apply()?;
+    limits::join_own_keyring()?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let proc = root
+        .open(Path::new("/proc"), Links::Refused, flags)
+        .context("opening the container's /proc")?;
+    limits::reset_login_uid(&proc)?;
+    Ok(())
+}
+
+/// In the order in which each step can still be taken: the filter needs CAP_SYS_ADMIN.
+fn give_up_privileges(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
+    if spec.seccomp && seccomp::is_available() {
+        let extras = seccomp::Extras {
+            shares_terminal: spec.wiring.exposes_terminal,
+            ..seccomp::Extras::default()
+        };
+        let program =
+            seccomp::Program::new(spec.capabilities, &seccomp::CallLists::default(), extras)
+                .context("making the system call filter")?;
+        seccomp::load(&program).context("loading the system call filter")?;
+    }
+    caps::apply(spec.capabilities, caps::CapSet::EMPTY, payload::become_root)?;
+    tie_to_supervisor(link)?;
+    if spec.no_new_privileges {
+        limits::set_no_new_privs()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The first child makes the tree.
+//!
+//! | user | mnt | pid  | uts  | ipc  | net  | cgroup |
+//! |------|-----|------|------|------|------|--------|
+//! | host | own | host | host | host | host | host   |
+//!
+//! What it makes is owned by the host, and so out of the container's reach.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::OFlags;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
+
+use super::link::Link;
+use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
+use super::{Parent, fork, inner};
+use crate::errors::Report;
+use crate::inroot::{InRoot, Links};
+use crate::mounts::{self, Stage};
+use crate::root::Access;
+use crate::session::MOUNT_POINT;
+use crate::spec::{Network, Spec};
+use crate::sys::mount::{MountAttr, mount_setattr};
+use crate::sys::process::keep_only;
+use crate::tree;
+
+/// What [`run`] is given by inheritance.
+pub(super) struct Outer<'a> {
+    pub(super) spec: &'a Spec,
+    /// The root, attached nowhere yet.
+    pub(super) root: OwnedFd,
+    pub(super) link: &'a Link<FromOuter, ToOuter>,
+    pub(super) inner_link: &'a Link<FromInner, ToInner>,
+}
+
+pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
+    let Outer { spec, root, link, inner_link } = outer;
+    let kept = [root.as_fd(), link.as_fd(), inner_link.as_fd()];
+    keep_only(&kept).context("closing what this stage does not need")?;
+    set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
+    // Files of the tree get the modes that are asked for, whatever the caller's umask (G-09).
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", slave).context("keeping our mounts from the host")?;
+    let tree = attach(root)?;
+    tree::skeleton(&tree)?;
+    if spec.root.access() == Access::Read {
+        let set = rustix::mount::MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
+        mount_setattr(&tree, true, MountAttr { set: set.into(), ..MountAttr::default() })
+            .context("making the tree read-only")?;
+    }
+    let rows = mounts::table();
+    mounts::apply(&rows, Stage::Outer, &tree)?;
+    tree::devices(&tree)?;
+    mounts::apply(&mounts::custom(&spec.mounts), Stage::Outer, &tree)?;
+    switch_root(&tree)?;
+    let child = fork(
+        namespaces(spec),
+        Parent::OurParent,
+        || inner::run(spec, inner_link),
+        |error| inner::tell(inner_link, &error),
+    )
+    .context("making the container's namespaces")?;
+    link.send(&FromOuter::Inner, Some(child.pidfd.as_fd()))
+}
+
+/// Tells the supervisor why this stage is over.
+pub(super) fn tell(link: &Link<FromOuter, ToOuter>, error: &anyhow::Error) {
+    // Without a supervisor there is nobody to tell.
+    let _ = link.send(&FromOuter::Failed(Report::of(error)), None);
+}
+
+/// Attaches the root, with what is mounted below it, where only this namespace sees it, and so that
+/// nothing that is mounted there spreads (PIV-07).
+fn attach(root: &OwnedFd) -> Result<InRoot> {
+    let at = Path::new(MOUNT_POINT);
+    mounts::attach_on_host(root.as_fd(), at)?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(at, private).context("keeping the container's mounts from the host")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = rustix::fs::open(at, flags, rustix::fs::Mode::empty());
+    Ok(InRoot::new(top.with_context(|| format!("opening {MOUNT_POINT}"))?))
+}
+
+/// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends
+/// up on top of the new one and is taken off there (pivot_root(2), NOTES).
+fn switch_root(tree: &InRoot) -> Result<()> {
+    let top = tree
+        .open(Path::new("/"), Links::Refused, OFlags::RDONLY | OFlags::DIRECTORY)
+        .context("opening the container's root")?;
+    fchdir(&top).context("entering the container's root")?;
+    pivot_root(".", ".").context("switching the root")?;
+    unmount(".", UnmountFlags::DETACH).context("letting go of the host's root")?;
+    chdir("/").context("entering the container's root")
+}
+
+fn namespaces(spec: &Spec) -> libc::c_int {
+    let own = libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWCGROUP;
+    match spec.network {
+        Network::Host => own,
+        Network::Private => own | libc::CLONE_NEWNET,
+    }
+}

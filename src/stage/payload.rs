@@ -1,0 +1,130 @@
+//! How does inner become the payload? User, environment, working directory, exec.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::Mode;
+
+use crate::errors::hinted;
+use crate::spec::{Spec, Start};
+use crate::sys::process::reset_signals;
+
+/// Inits, in the order in which they are tried (NS-10).
+const INITS: [&str; 3] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/sbin/init"];
+
+/// Shells, in the order in which they are tried, and their names as login shells (NS-12).
+const SHELLS: [(&str, &str); 2] = [("/bin/bash", "-bash"), ("/bin/sh", "-sh")];
+
+/// Home of the container's root (ENV-02).
+const HOME: &str = "/root";
+
+/// Why nothing was executed.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) error: anyhow::Error,
+    /// What exec said, if it came so far.
+    pub(super) errno: Option<i32>,
+}
+
+/// Becomes the container's root with no groups of the caller's (NS-07, CVE-2014-8989).
+pub(super) fn become_root() -> Result<()> {
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[]).context("dropping the caller's groups")?;
+    setresgid(group, group, group).context("becoming group root")?;
+    setresuid(user, user, user).context("becoming root")
+}
+
+/// Executes what the spec names; comes back only with a refusal.
+pub(super) fn exec(spec: &Spec) -> Refusal {
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    if let Err(error) = enter_directory(spec) {
+        return Refusal { error, errno: None };
+    }
+    reset_signals();
+    match &spec.start {
+        Start::Command { words } => {
+            let error = command(spec, &words[0], &words[0]).args(&words[1..]).exec();
+            let shown = words[0].to_string_lossy();
+            let hint = match error.raw_os_error() {
+                Some(libc::ENOENT) if !shown.contains('/') => {
+                    format!("no directory of the container's PATH has a \"{shown}\"")
+                }
+                Some(libc::ENOENT) => {
+                    "the file, or the interpreter or loader it names, is not in the tree".to_owned()
+                }
+                Some(libc::EACCES) => "it is no executable file".to_owned(),
+                Some(libc::ENOEXEC) => "it is a program of another architecture".to_owned(),
+                _ => String::new(),
+            };
+            refusal(error, format!("executing \"{shown}\""), hint)
+        }
+        Start::Init { arguments } => {
+            let tries = INITS.map(|init| (init, init));
+            let tried = INITS.join(", ");
+            let error = first(spec, &tries, |command| command.args(arguments).exec());
+            refusal(error, format!("executing an init, of {tried}"), String::new())
+        }
+        Start::Shell => {
+            let error = first(spec, &SHELLS, Command::exec);
+            let hint = "name a command that the tree has".to_owned();
+            refusal(error, "executing a shell, /bin/bash or /bin/sh".to_owned(), hint)
+        }
+    }
+}
+
+fn refusal(error: io::Error, what: String, hint: String) -> Refusal {
+    let errno = error.raw_os_error();
+    let error = anyhow::Error::new(error);
+    let error =
+        if hint.is_empty() { error.context(what) } else { error.context(hinted(what, hint)) };
+    Refusal { error, errno }
+}
+
+/// Executes the first program that exists; the error is that of the last one tried.
+fn first(
+    spec: &Spec,
+    programs: &[(&str, &str)],
+    exec: impl Fn(&mut Command) -> io::Error,
+) -> io::Error {
+    let mut last = io::Error::from_raw_os_error(libc::ENOENT);
+    for (path, name) in programs {
+        last = exec(&mut command(spec, path.as_ref(), name.as_ref()));
+        if last.raw_os_error() != Some(libc::ENOENT) {
+            break;
+        }
+    }
+    last
+}
+
+/// A command with the payload's environment: what the spec says, and who it runs as where it does not say
+/// otherwise (ENV-02, ENV-05).
+fn command(spec: &Spec, program: &OsStr, name: &OsStr) -> Command {
+    let mut command = Command::new(program);
+    command.arg0(name).env_clear();
+    command.env("HOME", HOME).env("USER", "root").env("LOGNAME", "root");
+    command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// `--chdir=`, or the home of a shell's user; then makes sure that the place is in the container, which the
+/// kernel says by how it names it (CVE-2024-21626).
+fn enter_directory(spec: &Spec) -> Result<()> {
+    match (&spec.chdir, &spec.start) {
+        (Some(dir), _) => {
+            std::env::set_current_dir(dir)
+                .with_context(|| format!("--chdir=: entering \"{}\"", dir.display()))?;
+        }
+        (None, Start::Shell) if Path::new(HOME).is_dir() => {
+            std::env::set_current_dir(HOME).with_context(|| format!("entering {HOME}"))?;
+        }
+        (None, _) => {}
+    }
+    let here = rustix::process::getcwd(Vec::new()).context("asking for the working directory")?;
+    ensure!(here.as_bytes().starts_with(b"/"), "the working directory is not in the container");
+    Ok(())
+}

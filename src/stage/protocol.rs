@@ -1,0 +1,155 @@
+//! What do the stages say to each other, and in what order?
+
+use std::fmt;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::errors::Report;
+
+/// From outer to the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FromOuter {
+    /// With a pidfd: the container's PID 1, a child of the supervisor.
+    Inner,
+    /// This stage is over.
+    Failed(Report),
+}
+
+/// From inner to the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FromInner {
+    /// With the master of the container's pty.
+    Console,
+    /// Everything is set up; the payload waits for [`ToInner::Go`].
+    Ready,
+    /// This stage is over.
+    Failed(Report),
+    /// The payload could not be executed.
+    NoExec(Report, Option<i32>),
+}
+
+/// From the supervisor to inner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum ToInner {
+    /// Run the payload.
+    Go,
+}
+
+/// Nothing is said to outer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum ToOuter {}
+
+/// A step of a start, as the supervisor hears of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    /// [`FromOuter::Inner`].
+    Inner,
+    /// [`FromInner::Console`].
+    Console,
+    /// [`FromInner::Ready`].
+    Ready,
+    /// The end of inner's link: the payload runs.
+    Exec,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inner => "making the container's namespaces",
+            Self::Console => "opening the container's console",
+            Self::Ready => "setting up the container",
+            Self::Exec => "executing the payload",
+        })
+    }
+}
+
+/// Accepts the steps of one start in their order, each once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sequence {
+    /// What is still to come, last first.
+    left: Vec<Step>,
+}
+
+impl Sequence {
+    /// The steps of a container with a pty or without one.
+    pub(super) fn new(pty: bool) -> Self {
+        let mut left = vec![Step::Exec, Step::Ready];
+        if pty {
+            left.push(Step::Console);
+        }
+        left.push(Step::Inner);
+        Self { left }
+    }
+
+    /// Takes a step.
+    ///
+    /// # Errors
+    /// When another one was due: a stage that talks out of turn is not trusted any further.
+    pub(super) fn take(&mut self, step: Step) -> Result<()> {
+        match self.left.pop() {
+            Some(due) if due == step => Ok(()),
+            due => bail!("a stage says \"{step}\" when {due:?} was due: a bug in rspawn"),
+        }
+    }
+
+    /// What is being done now; `None` when the payload runs.
+    pub(super) fn due(&self) -> Option<Step> {
+        self.left.last().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Step; 4] = [Step::Inner, Step::Console, Step::Ready, Step::Exec];
+
+    /// Every order of the four steps.
+    fn orders() -> Vec<Vec<Step>> {
+        let mut orders = vec![Vec::new()];
+        for _ in 0..ALL.len() {
+            orders = orders
+                .into_iter()
+                .flat_map(|order: Vec<Step>| {
+                    ALL.iter()
+                        .filter(|step| !order.contains(step))
+                        .map(|step| {
+                            let mut longer = order.clone();
+                            longer.push(*step);
+                            longer
+                        })
+                        .collect::<Vec<_>>()
+                })
+                .collect();
+        }
+        orders
+    }
+
+    #[test]
+    fn one_order_of_all_is_accepted() {
+        let accepted: Vec<_> = orders()
+            .into_iter()
+            .filter(|order| {
+                let mut sequence = Sequence::new(true);
+                order.iter().all(|step| sequence.take(*step).is_ok())
+            })
+            .collect();
+        assert_eq!(accepted, [ALL.to_vec()]);
+    }
+
+    #[test]
+    fn without_a_pty_no_console_is_accepted() {
+        let mut sequence = Sequence::new(false);
+        sequence.take(Step::Inner).unwrap();
+        assert_eq!(sequence.due(), Some(Step::Ready));
+        assert!(sequence.take(Step::Console).is_err());
+    }
+
+    #[test]
+    fn nothing_is_accepted_twice() {
+        let mut sequence = Sequence::new(false);
+        sequence.take(Step::Inner).unwrap();
+        assert!(sequence.take(Step::Inner).is_err());
+    }
+}

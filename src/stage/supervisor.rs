@@ -1,0 +1,405 @@
+//! The parent: starts the container, carries its console, waits for it, and starts it again if it reboots.
+//!
+//! It stays in the caller's namespaces and has one thread and one event loop. Signals are read from a
+//! descriptor, so that every way out takes back what was done (R9).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+
+use super::link::{self, Link};
+use super::outer::Outer;
+use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
+use super::{Child, Parent, fork, outer};
+use crate::console::forward::{Forwarder, Streams};
+use crate::console::hotkey::Hotkey;
+use crate::console::pty::release_inherited;
+use crate::errors::{Hinted, Report, Verbosity, hinted};
+use crate::exit::{self, Ending, Next};
+use crate::session::Session;
+use crate::spec::{Spec, Start};
+use crate::sys::process::send_signal;
+
+/// What ends us when it comes once or, with an init, twice (RUN-06, RUN-07).
+const TERMINATING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// How long the rest of the payload's output may find no reader.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Something that the event loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Signal,
+    FromOuter,
+    FromInner,
+    Console,
+}
+
+/// Runs the container that `spec` describes, to its end. Returns our exit code.
+///
+/// # Errors
+/// When the container could not be started; nothing of it is left then.
+pub fn run(spec: &Spec) -> Result<u8> {
+    let signals = block_signals()?;
+    let mut session = Session::open(spec)?;
+    let mut console = open_console(spec)?;
+    if spec.verbosity >= Verbosity::Normal {
+        greet(spec);
+    }
+    let (code, remark) = loop {
+        let mut boot = Boot::start(spec, &mut session)?;
+        let end = boot.run(&signals, console.as_mut())?;
+        match end.next {
+            Next::Reboot => {}
+            Next::Exit(code) => break (code, end.remark),
+        }
+    };
+    let midline = console.as_ref().is_some_and(Forwarder::ended_midline);
+    if let Some(console) = console {
+        console.close()?;
+    }
+    if spec.verbosity >= Verbosity::Normal {
+        if midline {
+            eprintln!();
+        }
+        eprintln!("Container {} ended with exit code {code}.", spec.machine);
+    }
+    if let Some(remark) = remark {
+        eprintln!("{remark}");
+    }
+    session.close();
+    Ok(code)
+}
+
+/// Blocks what the event loop reads; children inherit that and undo it before they exec.
+fn block_signals() -> Result<SignalFd> {
+    let mut set = SigSet::from_iter(TERMINATING);
+    set.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGCONT]);
+    set.thread_block().context("blocking signals")?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .context("listening for signals")
+}
+
+/// The user's side of the pty, if there is one, and the process that restores the terminal if we cannot.
+fn open_console(spec: &Spec) -> Result<Option<Forwarder>> {
+    if !spec.wiring.pty {
+        return Ok(None);
+    }
+    let mut console = Forwarder::new(&spec.wiring, spec.escape_key, Streams::own())?;
+    if let Some(watch) = console.watch()? {
+        // It has nobody to tell a failure to: by then we are dead.
+        fork(0, Parent::Us, || watch.run(), |_| ()).context("watching over the terminal")?;
+    }
+    Ok(Some(console))
+}
+
+fn greet(spec: &Spec) {
+    let source = spec.root.source().display();
+    eprintln!("Spawning container {} on {source}.", spec.machine);
+    if let Some(byte @ 1..=31) = spec.escape_key.byte().filter(|_| spec.wiring.pty) {
+        let key = char::from(byte | 0x40);
+        eprintln!("Press ^{key} three times within 1s to kill the container.");
+    }
+}
+
+/// What came of a run.
+struct End {
+    next: Next,
+    /// What the user is to be told, once the terminal has its own modes again.
+    remark: Option<String>,
+}
+
+/// One run of the container. Dropping it kills and reaps whatever still lives (ORD-05).
+struct Boot<'a> {
+    spec: &'a Spec,
+    outer: Option<Child>,
+    inner: Option<OwnedFd>,
+    from_outer: Option<Link<ToOuter, FromOuter>>,
+    from_inner: Option<Link<ToInner, FromInner>>,
+    sequence: Sequence,
+    /// Why the payload could not be executed, and our exit code.
+    refused: Option<(Report, u8)>,
+    /// A first request to shut down was passed on to the init.
+    shutting_down: bool,
+    /// The user asked for a reboot by hotkey.
+    reboot: bool,
+}
+
+impl<'a> Boot<'a> {
+    fn start(spec: &'a Spec, session: &mut Session) -> Result<Self> {
+        let root = session.root().mounted()?;
+        let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
+        let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
+        let outer = Outer { spec, root, link: &outer_link, inner_link: &inner_link };
+        let child = fork(
+            libc::CLONE_NEWNS,
+            Parent::Us,
+            || outer::run(&outer),
+            |error| outer::tell(&outer_link, &error),
+        )
+        .map_err(explain_no_process)?;
+        Ok(Self {
+            spec,
+            outer: Some(child),
+            inner: None,
+            from_outer: Some(from_outer),
+            from_inner: Some(from_inner),
+            sequence: Sequence::new(spec.wiring.pty),
+            refused: None,
+            shutting_down: false,
+            reboot: false,
+        })
+    }
+
+    /// The event loop.
+    fn run(&mut self, signals: &SignalFd, mut console: Option<&mut Forwarder>) -> Result<End> {
+        loop {
+            for event in self.wait(signals, console.as_deref())? {
+                match event {
+                    Event::FromOuter => self.hear_outer()?,
+                    Event::FromInner => self.hear_inner(console.as_deref_mut())?,
+                    Event::Console => {
+                        let console = console.as_deref_mut().expect("it was waited for");
+                        for hotkey in console.on_ready(Instant::now())? {
+                            self.on_hotkey(hotkey)?;
+                        }
+                    }
+                    Event::Signal => {
+                        if let Some(ending) = self.take_signals(signals, &mut console)? {
+                            return self.end(ending, console);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&self, signals: &SignalFd, console: Option<&Forwarder>) -> Result<Vec<Event>> {
+        let mut waits = Vec::with_capacity(4);
+        // Messages come before the death of their sender.
+        if let Some(link) = &self.from_outer {
+            waits.push((Event::FromOuter, link.as_fd()));
+        }
+        // Inner may be ahead of outer's announcement of it; what it says can wait until we know it.
+        if let Some(link) = self.from_inner.as_ref().filter(|_| self.inner.is_some()) {
+            waits.push((Event::FromInner, link.as_fd()));
+        }
+        if let Some(console) = console {
+            waits.push((Event::Console, console.as_fd()));
+        }
+        waits.push((Event::Signal, signals.as_fd()));
+        let mut fds: Vec<PollFd<'_>> =
+            waits.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        rustix::io::retry_on_intr(|| poll(&mut fds, None)).context("waiting for events")?;
+        let ready = waits.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((event, _), _)| *event).collect())
+    }
+
+    fn hear_outer(&mut self) -> Result<()> {
+        let Some(link) = &self.from_outer else { return Ok(()) };
+        match link.recv()? {
+            Some((FromOuter::Inner, pidfd)) => {
+                self.sequence.take(Step::Inner)?;
+                self.inner =
+                    Some(pidfd.context("the container's first process was not handed over")?);
+            }
+            Some((FromOuter::Failed(report), _)) => return Err(told(report)),
+            None => {
+                self.from_outer = None;
+                let outer = self.outer.take().expect("it is reaped here only");
+                let status = wait_for(&outer.pidfd)?;
+                if self.inner.is_none() {
+                    bail!("{}: the outer stage {}", self.due(), how(&status));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_inner(&mut self, console: Option<&mut Forwarder>) -> Result<()> {
+        let Some(link) = &self.from_inner else { return Ok(()) };
+        match link.recv()? {
+            Some((FromInner::Console, master)) => {
+                self.sequence.take(Step::Console)?;
+                let master = master.context("the container's console was not handed over")?;
+                console.context("nobody asked for a console")?.connect(master)?;
+            }
+            Some((FromInner::Ready, _)) => {
+                self.sequence.take(Step::Ready)?;
+                link.send(&ToInner::Go, None)?;
+            }
+            Some((FromInner::Failed(report), _)) => return Err(told(report)),
+            Some((FromInner::NoExec(report, errno), _)) => {
+                self.refused = Some((report, exit::of_failure(self.spec.exit_mode, errno)));
+            }
+            None => {
+                self.from_inner = None;
+                // Otherwise it died on the way; its status comes with SIGCHLD.
+                if self.sequence.due() == Some(Step::Exec) && self.refused.is_none() {
+                    self.sequence.take(Step::Exec)?;
+                    release_inherited(&self.spec.wiring)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Acts on every signal that has come. Returns how the container ended, once it has.
+    fn take_signals(
+        &mut self,
+        signals: &SignalFd,
+        console: &mut Option<&mut Forwarder>,
+    ) -> Result<Option<Ending>> {
+        while let Some(info) = signals.read_signal().context("reading a signal")? {
+            let number = i32::try_from(info.ssi_signo).context("reading a signal")?;
+            match Signal::try_from(number).context("reading a signal")? {
+                Signal::SIGCHLD => {}
+                Signal::SIGWINCH => {
+                    console.as_deref_mut().map_or(Ok(()), Forwarder::on_winch)?;
+                }
+                Signal::SIGCONT => {
+                    console.as_deref_mut().map_or(Ok(()), Forwarder::on_continue)?;
+                }
+                signal => self.terminate(signal)?,
+            }
+        }
+        let Some(inner) = &self.inner else { return Ok(None) };
+        let Some(status) = reap(inner)? else { return Ok(None) };
+        self.inner = None;
+        // It is dead, so all it had to say is there.
+        while self.from_inner.is_some() {
+            self.hear_inner(console.as_deref_mut())?;
+        }
+        if let Some(step) = self.sequence.due().filter(|_| self.refused.is_none()) {
+            bail!("{step}: the inner stage {}", how(&status));
+        }
+        Ok(Some(ending(&status)?))
+    }
+
+    /// A request to end: an init is asked to shut down first, anything else is killed (RUN-06, RUN-07).
+    fn terminate(&mut self, signal: Signal) -> Result<()> {
+        let Some(inner) = &self.inner else { bail!("{}: interrupted by {signal}", self.due()) };
+        let orderly =
+            matches!(self.spec.start, Start::Init { .. }) && self.sequence.due().is_none();
+        if orderly && !std::mem::replace(&mut self.shutting_down, true) {
+            if self.spec.verbosity >= Verbosity::Normal {
+                eprintln!("Shutting the container down; once more to kill it.");
+            }
+            // SIGRTMIN+3: halt (systemd(1), SIGNALS).
+            return signal_inner(inner, libc::SIGRTMIN() + 3);
+        }
+        signal_inner(inner, libc::SIGKILL)
+    }
+
+    fn on_hotkey(&mut self, hotkey: Hotkey) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let init = matches!(self.spec.start, Start::Init { .. });
+        match hotkey {
+            Hotkey::Kill => signal_inner(inner, libc::SIGKILL),
+            Hotkey::PowerOff => self.terminate(Signal::SIGTERM),
+            // SIGRTMIN+5: reboot (systemd(1), SIGNALS).
+            Hotkey::Reboot if init => signal_inner(inner, libc::SIGRTMIN() + 5),
+            Hotkey::Reboot => {
+                self.reboot = true;
+                signal_inner(inner, libc::SIGKILL)
+            }
+        }
+    }
+
+    /// Shows the rest of the output and says what follows.
+    fn end(&mut self, ending: Ending, console: Option<&mut Forwarder>) -> Result<End> {
+        if let Some(console) = console {
+            console.drain(DRAIN_PATIENCE)?;
+        }
+        if let Some((report, code)) = self.refused.take() {
+            return Ok(End { next: Next::Exit(code), remark: Some(report.to_string()) });
+        }
+        if self.reboot {
+            return Ok(End { next: Next::Reboot, remark: None });
+        }
+        let next = exit::next(ending, self.spec.exit_mode);
+        let remark = match (ending, next) {
+            (Ending::Signaled(signal), Next::Exit(1..)) => {
+                Some(format!("rspawn: the container was killed by {signal}"))
+            }
+            _ => None,
+        };
+        Ok(End { next, remark })
+    }
+
+    fn due(&self) -> Step {
+        self.sequence.due().unwrap_or(Step::Exec)
+    }
+}
+
+impl Drop for Boot<'_> {
+    fn drop(&mut self) {
+        let outer = self.outer.take().map(|child| child.pidfd);
+        for child in [self.inner.take(), outer].into_iter().flatten() {
+            // Each of the two is our child, so it can only be dead already, and then there is nothing to do.
+            let _ = send_signal(&child, libc::SIGKILL);
+            let _ = wait_for(&child);
+        }
+    }
+}
+
+fn signal_inner(inner: &OwnedFd, signal: i32) -> Result<()> {
+    match send_signal(inner, signal) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other.context("sending a signal to the container"),
+    }
+}
+
+fn wait_for(child: &OwnedFd) -> Result<WaitIdStatus> {
+    let status =
+        rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED));
+    status.context("waiting for a child")?.ok_or_else(|| anyhow!("a child has no status"))
+}
+
+fn reap(child: &OwnedFd) -> Result<Option<WaitIdStatus>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    waitid(WaitId::PidFd(child.as_fd()), options).context("asking how the container ended")
+}
+
+fn ending(status: &WaitIdStatus) -> Result<Ending> {
+    if let Some(code) = status.exit_status() {
+        // The kernel keeps eight bits (wait(2)).
+        return Ok(Ending::Exited(u8::try_from(code & 0xff).expect("it is masked")));
+    }
+    let signal = status.terminating_signal().context("the container ended in an unknown way")?;
+    // A real-time signal has no name here; it ends a container as SIGKILL does.
+    Ok(Ending::Signaled(Signal::try_from(signal).unwrap_or(Signal::SIGKILL)))
+}
+
+fn how(status: &WaitIdStatus) -> String {
+    match ending(status) {
+        Ok(Ending::Exited(code)) => format!("ended without a word, with code {code}"),
+        Ok(Ending::Signaled(signal)) => format!("was killed by {signal}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// An error that a stage has sent.
+fn told(report: Report) -> anyhow::Error {
+    match report.hint {
+        Some(hint) => hinted(report.chain, hint).into(),
+        None => anyhow!(report.chain),
+    }
+}
+
+fn explain_no_process(error: anyhow::Error) -> anyhow::Error {
+    let permission = |error: &anyhow::Error| {
+        error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
+    };
+    match permission(&error) {
+        Some(libc::EPERM) if error.downcast_ref::<Hinted>().is_none() => {
+            error.context(hinted("making a mount namespace", "it needs CAP_SYS_ADMIN"))
+        }
+        _ => error,
+    }
+}
