@@ -20,11 +20,14 @@ use serde::de::DeserializeOwned;
 /// Longest message, in bytes.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
+/// Which messages go out and come in; the function types make it `Send` whatever they are.
+type Speaks<Say, Hear> = (fn(Say), fn() -> Hear);
+
 /// One end: says `Say`, hears `Hear`.
 #[derive(Debug)]
 pub(super) struct Link<Say, Hear> {
     socket: OwnedFd,
-    speaks: PhantomData<(fn(Say), fn() -> Hear)>,
+    speaks: PhantomData<Speaks<Say, Hear>>,
 }
 
 impl<Say, Hear> AsFd for Link<Say, Hear> {

@@ -3,7 +3,6 @@
 //! It stays in the caller's namespaces and has one thread and one event loop. Signals are read from a
 //! descriptor, so that every way out takes back what was done (R9).
 
-use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -52,11 +51,12 @@ pub fn run(spec: &Spec) -> Result<u8> {
     if spec.verbosity >= Verbosity::Normal {
         greet(spec);
     }
-    let code = loop {
+    let (code, remark) = loop {
         let mut boot = Boot::start(spec, &mut session)?;
-        match boot.run(&signals, console.as_mut())? {
+        let end = boot.run(&signals, console.as_mut())?;
+        match end.next {
             Next::Reboot => {}
-            Next::Exit(code) => break code,
+            Next::Exit(code) => break (code, end.remark),
         }
     };
     let midline = console.as_ref().is_some_and(Forwarder::ended_midline);
@@ -68,6 +68,9 @@ pub fn run(spec: &Spec) -> Result<u8> {
             eprintln!();
         }
         eprintln!("Container {} ended with exit code {code}.", spec.machine);
+    }
+    if let Some(remark) = remark {
+        eprintln!("{remark}");
     }
     session.close();
     Ok(code)
@@ -104,6 +107,13 @@ fn greet(spec: &Spec) {
     }
 }
 
+/// What came of a run.
+struct End {
+    next: Next,
+    /// What the user is to be told, once the terminal has its own modes again.
+    remark: Option<String>,
+}
+
 /// One run of the container. Dropping it kills and reaps whatever still lives (ORD-05).
 struct Boot<'a> {
     spec: &'a Spec,
@@ -112,8 +122,8 @@ struct Boot<'a> {
     from_outer: Option<Link<ToOuter, FromOuter>>,
     from_inner: Option<Link<ToInner, FromInner>>,
     sequence: Sequence,
-    /// What the payload could not be executed for.
-    refused: Option<u8>,
+    /// Why the payload could not be executed, and our exit code.
+    refused: Option<(Report, u8)>,
     /// A first request to shut down was passed on to the init.
     shutting_down: bool,
     /// The user asked for a reboot by hotkey.
@@ -147,7 +157,7 @@ impl<'a> Boot<'a> {
     }
 
     /// The event loop.
-    fn run(&mut self, signals: &SignalFd, mut console: Option<&mut Forwarder>) -> Result<Next> {
+    fn run(&mut self, signals: &SignalFd, mut console: Option<&mut Forwarder>) -> Result<End> {
         loop {
             for event in self.wait(signals, console.as_deref())? {
                 match event {
@@ -224,8 +234,7 @@ impl<'a> Boot<'a> {
             }
             Some((FromInner::Failed(report), _)) => return Err(told(report)),
             Some((FromInner::NoExec(report, errno), _)) => {
-                self.refused = Some(exit::of_failure(self.spec.exit_mode, errno));
-                eprintln!("{report}");
+                self.refused = Some((report, exit::of_failure(self.spec.exit_mode, errno)));
             }
             None => {
                 self.from_inner = None;
@@ -302,22 +311,24 @@ impl<'a> Boot<'a> {
     }
 
     /// Shows the rest of the output and says what follows.
-    fn end(&mut self, ending: Ending, console: Option<&mut Forwarder>) -> Result<Next> {
+    fn end(&mut self, ending: Ending, console: Option<&mut Forwarder>) -> Result<End> {
         if let Some(console) = console {
             console.drain(DRAIN_PATIENCE)?;
         }
-        if let Some(code) = self.refused {
-            return Ok(Next::Exit(code));
+        if let Some((report, code)) = self.refused.take() {
+            return Ok(End { next: Next::Exit(code), remark: Some(report.to_string()) });
         }
         if self.reboot {
-            return Ok(Next::Reboot);
+            return Ok(End { next: Next::Reboot, remark: None });
         }
         let next = exit::next(ending, self.spec.exit_mode);
-        if let (Ending::Signaled(signal), Next::Exit(1..)) = (ending, next) {
-            // Stderr may be gone; the exit code tells it as well.
-            let _ = writeln!(std::io::stderr(), "rspawn: the container was killed by {signal}");
-        }
-        Ok(next)
+        let remark = match (ending, next) {
+            (Ending::Signaled(signal), Next::Exit(1..)) => {
+                Some(format!("rspawn: the container was killed by {signal}"))
+            }
+            _ => None,
+        };
+        Ok(End { next, remark })
     }
 
     fn due(&self) -> Step {

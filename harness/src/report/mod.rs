@@ -99,8 +99,7 @@ impl Verdict {
             Self::Unmet { why } | Self::Hung { why } | Self::NotRun { why } => vec![why.clone()],
             Self::Splat { lines } => lines.clone(),
             Self::Panicked { line } => vec![line.clone()],
-            Self::Lost { how } => vec![how.clone()],
-            Self::Garbage { what } => vec![format!("garbage on the channel: {what}")],
+            Self::Lost { how: text } | Self::Garbage { what: text } => vec![text.clone()],
         }
     }
 

@@ -132,6 +132,8 @@ impl Watch {
     pub fn feed(&mut self, input: Input, console: &str) -> Step {
         self.window.push_str(console);
         match input {
+            // Who has said something unbelievable, or is dead, is not listened to any more.
+            Input::Said(_) | Input::Garbage(_) if !self.causes.is_empty() => Step::Dead,
             Input::Said(message) => self.said(message),
             Input::Shutdown(_) | Input::ChannelClosed | Input::AgentGone
                 if self.phase == Phase::Done =>

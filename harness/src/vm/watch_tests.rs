@@ -138,6 +138,7 @@ fn a_second_outcome_takes_the_first_ones_pass_away() {
     s.say(start("a"));
     s.say(passed("a"));
     assert_eq!(s.say(passed("a")), Step::Dead);
+    assert_eq!(s.say(Event::Bye { outcomes: 1 }), Step::Dead, "a goodbye after garbage was believed");
     s.watch.conclude("");
     let what = "a second outcome of a".to_owned();
     assert_eq!(s.verdicts(), one("a", Verdict::Garbage { what }));
