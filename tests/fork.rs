@@ -1,6 +1,7 @@
 //! Does `fork` keep its promises? A program of its own with one thread, which libtest does not leave us.
 //!
 //! A child tells what happened over a pipe, whose end the test waits for: every child, however it ends, closes it.
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::cell::RefCell;
 use std::fs::File;
