@@ -58,7 +58,9 @@ pub enum Need {
 }
 
 impl Need {
-    fn to_owned_need(&self) -> ListedNeed {
+    /// The same need in the form that crosses to the host.
+    #[must_use]
+    pub fn to_owned_need(&self) -> ListedNeed {
         match *self {
             Need::Fs(kind) => ListedNeed::Fs(kind.to_owned()),
             Need::Kernel(major, minor) => ListedNeed::Kernel(major, minor),
@@ -93,26 +95,56 @@ pub struct Listing {
     pub timeout_s: u32,
 }
 
+/// The limit that a row of [`cases!`](crate::cases) names, or the default.
+#[must_use]
+pub const fn limit(named_s: &[u32]) -> u32 {
+    if named_s.is_empty() { DEFAULT_TIMEOUT_S } else { named_s[0] }
+}
+
 /// A table of cases, one per file of `tests/vm`. A function that is left out is dead code, which does not build.
 ///
-/// ```ignore
+/// ```text
 /// cases![
 ///     state_keeps_the_root_read_only,
 ///     idmap_leaves_owners_on_disk: [Need::Fs("btrfs"), Need::Kernel(5, 15)],
-///     chown_of_a_big_tree: [], timeout_s = 120,
+///     chown_of_a_big_tree: [] within 120,
 /// ];
 /// ```
 #[macro_export]
 macro_rules! cases {
-    ($($name:ident $(: [$($need:expr),* $(,)?])? $(, timeout_s = $limit:expr)?),* $(,)?) => {
+    ($($name:ident $(: [$($need:expr),* $(,)?] $(within $limit:literal)?)?),* $(,)?) => {
         /// The cases of this file.
         pub(crate) const CASES: &[$crate::case::Case] = &[$(
             $crate::case::Case {
                 name: concat!(module_path!(), "::", stringify!($name)),
                 needs: &[$($($need),*)?],
-                timeout_s: { let _limit = $crate::case::DEFAULT_TIMEOUT_S; $(let _limit = $limit;)? _limit },
+                timeout_s: $crate::case::limit(&[$($($limit)?)?]),
                 run: $name,
             }
         ),*];
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Need;
+    use crate::guest::Guest;
+
+    fn plain(_: &Guest) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn slow(_: &Guest) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    cases![plain, slow: [Need::Fs("btrfs")] within 120];
+
+    #[test]
+    fn a_row_names_its_needs_and_its_limit() {
+        let [plain, slow] = CASES else { panic!("two rows give two cases") };
+        assert_eq!((plain.needs, plain.timeout_s), (&[][..], super::DEFAULT_TIMEOUT_S));
+        assert_eq!((slow.needs, slow.timeout_s), (&[Need::Fs("btrfs")][..], 120));
+        assert_eq!(slow.name, "harness::case::tests::slow");
+    }
 }

@@ -1,3 +1,76 @@
-//! xtask.
+//! `cargo xtask`: reads the command line, calls one sub-command, prints the one error.
 
-fn main() {}
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use harness::workspace::Workspace;
+use harness::xtask::{ci, doctor, images, kernels, setup, try_it, vm_shell, vm_test};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Builds, tests and looks after rspawn")]
+struct Arguments {
+    /// Debian archive to use instead of the one in this machine's apt configuration
+    #[arg(long, global = true, value_name = "URL")]
+    mirror: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Install what is missing, or print the command that does
+    Setup,
+    /// Show what this machine has and which accelerator guests get
+    Doctor,
+    /// Debian trees for guests and people
+    #[command(subcommand)]
+    Images(images::Action),
+    /// Kernels and their lock file
+    #[command(subcommand)]
+    Kernels(kernels::Action),
+    /// Run the suite in guests
+    VmTest(Box<vm_test::Options>),
+    /// Open a shell in a guest, with rspawn on its PATH
+    VmShell(vm_shell::Options),
+    /// Do everything that CI does
+    Ci,
+    /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
+    Try {
+        /// Command to run instead of a shell
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            // The command line is fine and so are the cases: it is the machine.
+            ExitCode::from(harness::report::summary::exit::INFRASTRUCTURE)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let workspace = Workspace::find();
+    let mirror = arguments.mirror.as_deref();
+    match &arguments.verb {
+        Verb::Setup => setup::run(setup::Scope::Suite)?,
+        Verb::Doctor => doctor::run(&workspace)?,
+        Verb::Images(action) => images::run(&workspace, mirror, action)?,
+        Verb::Kernels(action) => kernels::run(&workspace, mirror, action)?,
+        Verb::VmTest(options) => {
+            vm_test::check(options)?;
+            return vm_test::run(&workspace, mirror, options);
+        }
+        Verb::VmShell(options) => return vm_shell::run(&workspace, mirror, options),
+        Verb::Ci => return ci::run(&workspace, mirror),
+        Verb::Try { command } => return try_it::run(&workspace, command),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -148,6 +148,9 @@ pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> Result<Message<T
     }
     let mut payload = vec![0; length as usize];
     from.read_exact(&mut payload).context("reading from the channel")?;
-    ensure!(crc32fast::hash(&payload) == crc, "garbage on the channel: a frame with a wrong checksum");
+    ensure!(
+        crc32fast::hash(&payload) == crc,
+        "garbage on the channel: a frame with a wrong checksum"
+    );
     serde_json::from_slice(&payload).context("garbage on the channel: a frame that is no message")
 }

@@ -1,0 +1,112 @@
+//! A payload that tells what a container looks like from inside: `vm --probe` prints an [`Observation`].
+//!
+//! It is the suite's own static binary, linked into a tree, so it needs nothing of the tree.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::observe::{self, MountInfo};
+use super::sys;
+
+/// Name of the copy that lies beside the trees.
+pub const STORED: &str = "probe-of-all-cases";
+
+/// What the payload saw.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// Its mount table.
+    pub mounts: Vec<MountInfo>,
+    /// Its namespaces: kind → `kind:[inode]`.
+    pub namespaces: BTreeMap<String, String>,
+    /// Its open descriptors.
+    pub fds: BTreeMap<u32, String>,
+    /// /proc/self/status.
+    pub status: BTreeMap<String, String>,
+    /// Its environment.
+    pub environment: BTreeMap<String, String>,
+    /// Its host name.
+    pub hostname: String,
+    /// Its working directory.
+    pub directory: String,
+    /// Its process number.
+    pub pid: u32,
+    /// What a call with senseless arguments answers: name → errno, 0 for success.
+    pub calls: BTreeMap<String, i32>,
+}
+
+impl Observation {
+    /// The topmost mount at a path.
+    ///
+    /// # Errors
+    /// When nothing is mounted there.
+    pub fn mount(&self, on: &str) -> Result<&MountInfo> {
+        self.mounts.iter().rev().find(|mount| mount.on == on).with_context(|| {
+            let all: Vec<&str> = self.mounts.iter().map(|mount| mount.on.as_str()).collect();
+            format!("nothing is mounted on {on}, only on {}", all.join(" "))
+        })
+    }
+
+    /// A capability set of /proc/self/status: `CapBnd`, `CapInh`, ….
+    ///
+    /// # Errors
+    /// When the field is missing or no number.
+    pub fn capabilities(&self, set: &str) -> Result<u64> {
+        let text = self.status.get(set).with_context(|| format!("no {set} in the status"))?;
+        u64::from_str_radix(text, 16).with_context(|| format!("reading {set}"))
+    }
+}
+
+/// Calls that are tried with every argument -1. None acts on such arguments: each needs a valid descriptor, address
+/// or flag. `no_such_call` has a number that no kernel knows.
+const CALLS: &[(&str, i64)] = &[
+    ("kexec_load", libc::SYS_kexec_load),
+    ("init_module", libc::SYS_init_module),
+    ("finit_module", libc::SYS_finit_module),
+    ("delete_module", libc::SYS_delete_module),
+    ("open_by_handle_at", libc::SYS_open_by_handle_at),
+    ("swapon", libc::SYS_swapon),
+    ("swapoff", libc::SYS_swapoff),
+    ("add_key", libc::SYS_add_key),
+    ("bpf", libc::SYS_bpf),
+    ("perf_event_open", libc::SYS_perf_event_open),
+    ("close", libc::SYS_close),
+    ("no_such_call", 4000),
+];
+
+/// Prints what this process sees, as one JSON object.
+///
+/// # Errors
+/// When /proc cannot be read or the output is gone.
+pub fn print() -> Result<()> {
+    let observation = Observation {
+        mounts: observe::mounts_of("self")?,
+        namespaces: observe::namespaces_of("self")?,
+        fds: observe::fds_of("self")?,
+        status: observe::status_of("self")?,
+        environment: std::env::vars_os()
+            .map(|(key, value)| {
+                (key.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+            })
+            .collect(),
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        directory: std::env::current_dir()
+            .context("asking for the directory")?
+            .display()
+            .to_string(),
+        pid: std::process::id(),
+        calls: CALLS
+            .iter()
+            .map(|&(name, number)| (name.to_owned(), sys::errno_of_bad_call(number)))
+            .collect(),
+    };
+    println!("{}", serde_json::to_string(&observation).context("printing the observation")?);
+    Ok(())
+}
+
+/// The probe's copy for a case's scratch directory.
+pub(crate) fn stored_beside(scratch: &Path) -> std::path::PathBuf {
+    scratch.parent().unwrap_or(scratch).join(STORED)
+}

@@ -1,0 +1,175 @@
+//! The command line of the suite's binary: what `tests/vm/main.rs` is when it is not process 1.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::runner::{self, Place};
+use super::{Subject, agent, fault, init, probe};
+use crate::build_id;
+use crate::case::{Case, Listing};
+use crate::report::event::Verdict;
+
+/// All the cases, and what is needed to run them in place.
+#[derive(Debug, Clone, Copy)]
+pub struct Suite {
+    /// One table per topic.
+    pub tables: &'static [&'static [Case]],
+    /// The launcher that cargo built beside the suite, for runs without a guest.
+    pub launcher: &'static str,
+}
+
+const HELP: &str = "\
+The suite's own binary. Its cases run inside a guest: cargo xtask vm-test [FILTER]
+  --list-json              the cases and what they need
+  --build-id               which build this is
+  --here [FILTER]          run cases in place, as root, without a guest. Link statically, or the cases that
+                           run a probe inside the container fail: RUSTFLAGS='-C target-feature=+crt-static'
+  --subject rspawn|nspawn  with --here: who starts the containers";
+
+impl Suite {
+    /// The case, or the fault, with this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&'static Case> {
+        self.cases().find(|case| case.name == name).or_else(|| fault::of_case(name))
+    }
+
+    fn cases(&self) -> impl Iterator<Item = &'static Case> {
+        self.tables.iter().flat_map(|table| table.iter())
+    }
+
+    /// Does what the command line asks, or what process 1 does.
+    #[must_use]
+    pub fn main(&self) -> ExitCode {
+        let words: Vec<String> = env::args().skip(1).collect();
+        match self.dispatch(&words) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("vm: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn dispatch(&self, words: &[String]) -> Result<bool> {
+        if std::process::id() == 1 && words.is_empty() {
+            init::run()?;
+        }
+        match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["--agent"] => agent::run(self).map(|()| true),
+            ["--terminal"] => agent::become_shell().map(|()| true),
+            ["--case", name] => {
+                let case =
+                    self.find(name).with_context(|| format!("no case is named \"{name}\""))?;
+                runner::run_here(case)
+            }
+            ["--probe"] => probe::print().map(|()| true),
+            ["--list-json"] => {
+                let listing: Vec<Listing> = self.cases().map(Case::listing).collect();
+                println!("{}", serde_json::to_string(&listing).context("printing the cases")?);
+                Ok(true)
+            }
+            ["--build-id"] => {
+                println!("{}", build_id::of(Path::new("/proc/self/exe"))?);
+                Ok(true)
+            }
+            ["--help" | "-h"] => {
+                println!("{HELP}");
+                Ok(true)
+            }
+            ["--here", rest @ ..] => {
+                let (subject, filters) = match rest {
+                    ["--subject", name, filters @ ..] => (Subject::parse(name)?, filters),
+                    filters => (Subject::Rspawn, filters),
+                };
+                self.run_in_place(subject, filters)
+            }
+            // Whatever else cargo or nextest pass on: the tables are checked, and nothing is run.
+            _ => self.check().map(|()| true),
+        }
+    }
+
+    /// What plain `cargo test` does: no closing line, because nothing was run.
+    fn check(&self) -> Result<()> {
+        let count = self.check_tables()?;
+        println!(
+            "vm: the tables of {count} cases are sound; they run inside a guest: cargo xtask vm-test"
+        );
+        Ok(())
+    }
+
+    fn check_tables(&self) -> Result<usize> {
+        let mut names = BTreeSet::new();
+        for case in self.cases() {
+            ensure!(names.insert(case.name), "two cases are named {}", case.name);
+            ensure!(case.timeout_s > 0, "{} has no time at all", case.name);
+        }
+        ensure!(!names.is_empty(), "the suite has no cases");
+        Ok(names.len())
+    }
+
+    fn run_in_place(&self, subject: Subject, filters: &[&str]) -> Result<bool> {
+        ensure!(rustix::process::geteuid().is_root(), "cases run as root");
+        self.check_tables()?;
+        let chosen: Vec<&Case> = self
+            .cases()
+            .filter(|case| {
+                filters.is_empty() || filters.iter().any(|part| case.name.contains(part))
+            })
+            .collect();
+        if chosen.is_empty() {
+            bail!("no case matches {filters:?}");
+        }
+        let parent =
+            env::var_os("VM_SCRATCH").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let scratch = tempfile::Builder::new()
+            .prefix("vm-here-")
+            .tempdir_in(&parent)
+            .with_context(|| format!("making a scratch directory in {}", parent.display()))?;
+        init::place_probe(scratch.path())?;
+        let launcher =
+            env::var_os("VM_LAUNCHER").map_or_else(|| self.launcher.into(), PathBuf::from);
+        let place = Place {
+            scratch: scratch.path().to_owned(),
+            fs: crate::need::fs_of(scratch.path())?,
+            subject,
+            launcher,
+            timeout_factor: 1.0,
+        };
+        let mut failed = 0;
+        for case in &chosen {
+            let ended = runner::run(case, &place, &mut || Ok(()))?;
+            let seconds = ended.took.as_secs_f64();
+            match ended.verdict {
+                Verdict::Passed => println!("PASS {} {seconds:.2}s", case.name),
+                Verdict::Unmet { why } => println!("UNMET {} {why}", case.name),
+                verdict => {
+                    failed += 1;
+                    println!(
+                        "FAIL {} {seconds:.2}s\n{}{}",
+                        case.name,
+                        indent(&verdict),
+                        ended.output
+                    );
+                }
+            }
+        }
+        println!("here: {} run in place, {failed} failed", chosen.len());
+        Ok(failed == 0)
+    }
+}
+
+fn indent(verdict: &Verdict) -> String {
+    let lines = match verdict {
+        Verdict::Failed { chain } => chain.clone(),
+        Verdict::LeftBehind { things } => {
+            things.iter().map(|thing| format!("left behind: {thing}")).collect()
+        }
+        other => vec![format!("{other:?}")],
+    };
+    lines.iter().map(|line| format!("    {}\n", line.replace('\n', "\n      "))).collect()
+}

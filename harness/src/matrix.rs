@@ -1,0 +1,225 @@
+//! What runs where: cases times cells, decided before anything boots. Pure.
+//!
+//! A case runs in one cell per kernel: the default file system's, or that of the file system it needs. What no cell
+//! can run is an error of the run, never a silent skip.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::case::{ListedNeed, Listing};
+
+/// One machine that cases run in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cell {
+    /// Name of a kernel's row.
+    pub kernel: String,
+    /// Its version.
+    pub version: (u32, u32),
+    /// File system of the scratch disk.
+    pub fs: String,
+}
+
+/// A lane of `qemu/lanes.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lane {
+    /// Names of kernels, the default one first.
+    pub kernels: Vec<String>,
+    /// File systems, the default one first.
+    pub fs: Vec<String>,
+}
+
+/// The lanes by name.
+pub type Lanes = BTreeMap<String, Lane>;
+
+/// Cases for one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Job {
+    /// In which machine.
+    pub cell: Cell,
+    /// Which, in order.
+    pub cases: Vec<Listing>,
+}
+
+/// A case that a cell does not run, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skip {
+    /// Name as listed.
+    pub case: String,
+    /// Kernel of the cell.
+    pub kernel: String,
+    /// From a closed list.
+    pub code: SkipCode,
+    /// With figures.
+    pub why: String,
+}
+
+/// Why a case can be skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum SkipCode {
+    /// The kernel is older than the case needs.
+    KernelTooOld,
+    /// The user's --fs leaves its cell out.
+    LaneExcluded,
+}
+
+/// What will happen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Guests to boot.
+    pub jobs: Vec<Job>,
+    /// What does not run, by decision.
+    pub skips: Vec<Skip>,
+    /// What cannot run anywhere: a defect of the tables.
+    pub unassigned: Vec<String>,
+}
+
+impl Plan {
+    /// Number of case runs.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.jobs.iter().map(|job| job.cases.len()).sum()
+    }
+}
+
+/// Plans `cases` over `lane` restricted to `fs` (all when empty).
+#[must_use]
+pub fn plan(
+    cases: &[Listing],
+    kernels: &[(String, (u32, u32))],
+    lane_fs: &[String],
+    fs: &[String],
+) -> Plan {
+    let mut plan = Plan::default();
+    let Some(default_fs) = lane_fs.first() else { return plan };
+    for (kernel, version) in kernels {
+        for kind in lane_fs {
+            let cell = Cell { kernel: kernel.clone(), version: *version, fs: kind.clone() };
+            let mut job = Job { cell, cases: Vec::new() };
+            for case in cases.iter().filter(|case| wanted_fs(case).unwrap_or(default_fs) == kind) {
+                let skip =
+                    |code, why| Skip { case: case.name.clone(), kernel: kernel.clone(), code, why };
+                if !fs.is_empty() && !fs.contains(kind) {
+                    plan.skips.push(skip(
+                        SkipCode::LaneExcluded,
+                        format!("runs on {kind}, which --fs leaves out"),
+                    ));
+                } else if let Some(least) = least_kernel(case).filter(|least| version < least) {
+                    let why = format!("needs kernel >= {}.{}", least.0, least.1);
+                    plan.skips.push(skip(SkipCode::KernelTooOld, why));
+                } else {
+                    job.cases.push(case.clone());
+                }
+            }
+            if !job.cases.is_empty() {
+                plan.jobs.push(job);
+            }
+        }
+    }
+    let no_fs = |case: &&Listing| wanted_fs(case).is_some_and(|kind| !lane_fs.contains(kind));
+    plan.unassigned.extend(cases.iter().filter(no_fs).map(|case| case.name.clone()));
+    plan
+}
+
+/// Splits big jobs, so that `guests` can work at the same time: a guest's boot costs about as much as three cases.
+#[must_use]
+pub fn split(jobs: Vec<Job>, guests: usize) -> Vec<Job> {
+    let total: usize = jobs.iter().map(|job| job.cases.len()).sum();
+    let share = total.div_ceil(guests.max(1)).max(6);
+    let mut parts: Vec<Job> = Vec::new();
+    for job in jobs {
+        let count = job.cases.len().div_ceil(share).max(1);
+        // Neighbours in a file take about equally long: deal them out.
+        let mut hands: Vec<Job> = vec![Job { cell: job.cell.clone(), cases: Vec::new() }; count];
+        for (index, case) in job.cases.into_iter().enumerate() {
+            hands[index % count].cases.push(case);
+        }
+        parts.extend(hands);
+    }
+    // The longest first, so that the last guest to end ends early.
+    parts.sort_by_key(|job| std::cmp::Reverse(job.cases.len()));
+    parts
+}
+
+fn wanted_fs(case: &Listing) -> Option<&String> {
+    case.needs.iter().find_map(|need| match need {
+        ListedNeed::Fs(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn least_kernel(case: &Listing) -> Option<(u32, u32)> {
+    let version = |need: &ListedNeed| match need {
+        ListedNeed::Kernel(major, minor) => Some((*major, *minor)),
+        _ => None,
+    };
+    case.needs.iter().filter_map(version).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(name: &str, needs: &[ListedNeed]) -> Listing {
+        Listing { name: name.to_owned(), needs: needs.to_vec(), timeout_s: 20 }
+    }
+
+    fn kernels() -> Vec<(String, (u32, u32))> {
+        vec![("new".to_owned(), (6, 1)), ("old".to_owned(), (5, 10))]
+    }
+
+    fn fs() -> Vec<String> {
+        vec!["ext4".to_owned(), "btrfs".to_owned()]
+    }
+
+    fn shape(plan: &Plan) -> Vec<String> {
+        let names = |job: &Job| {
+            job.cases.iter().map(|case| case.name.clone()).collect::<Vec<_>>().join("+")
+        };
+        plan.jobs
+            .iter()
+            .map(|job| format!("{} {} {}", job.cell.kernel, job.cell.fs, names(job)))
+            .collect()
+    }
+
+    #[test]
+    fn a_case_runs_once_per_kernel_where_its_file_system_is() {
+        let cases = [case("a", &[]), case("b", &[ListedNeed::Fs("btrfs".to_owned())])];
+        let plan = plan(&cases, &kernels(), &fs(), &[]);
+        assert_eq!(shape(&plan), ["new ext4 a", "new btrfs b", "old ext4 a", "old btrfs b"]);
+        assert!(plan.skips.is_empty() && plan.unassigned.is_empty());
+    }
+
+    #[test]
+    fn an_old_kernel_is_a_skip_with_its_reason_and_an_unknown_file_system_is_unassigned() {
+        let cases = [
+            case("a", &[ListedNeed::Kernel(5, 15)]),
+            case("z", &[ListedNeed::Fs("zfs".to_owned())]),
+        ];
+        let plan = plan(&cases, &kernels(), &fs(), &[]);
+        assert_eq!(shape(&plan), ["new ext4 a"]);
+        assert_eq!(plan.skips.len(), 1);
+        assert_eq!(
+            (plan.skips[0].code, plan.skips[0].kernel.as_str()),
+            (SkipCode::KernelTooOld, "old")
+        );
+        assert_eq!(plan.unassigned, ["z"]);
+    }
+
+    #[test]
+    fn every_case_is_accounted_for_however_the_plan_is_cut() {
+        let cases: Vec<Listing> = (0..25).map(|n| case(&format!("c{n}"), &[])).collect();
+        let whole = plan(&cases, &kernels()[..1], &fs(), &[]);
+        for guests in 1..8 {
+            let parts = split(whole.jobs.clone(), guests);
+            let mut names: Vec<_> =
+                parts.iter().flat_map(|job| job.cases.iter().map(|case| &case.name)).collect();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), 25);
+        }
+        assert_eq!(split(whole.jobs, 2).len(), 2);
+    }
+}

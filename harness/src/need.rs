@@ -1,0 +1,127 @@
+//! Confirms in the guest what the plan believed of it.
+//!
+//! Three answers, as xfstests has them: a need that cannot be looked at is neither met nor unmet, it is broken, and
+//! that fails the case.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Error, Result};
+
+use crate::case::Need;
+use crate::guest::Guest;
+use crate::guest::observe::mounts_of;
+
+/// What was found.
+#[derive(Debug)]
+pub enum Answer {
+    /// The need is met.
+    Yes,
+    /// It is not, and what was found instead.
+    No(String),
+    /// It could not be found out.
+    Broken(Error),
+}
+
+/// Looks whether `need` is met here.
+#[must_use]
+pub fn confirm(need: &Need, guest: &Guest) -> Answer {
+    let found = match need {
+        Need::Fs(kind) => confirm_fs(kind, guest.scratch()),
+        Need::Kernel(major, minor) => {
+            release().and_then(|release| confirm_kernel(&release, (*major, *minor)))
+        }
+        Need::Tool(name) => Ok(confirm_tool(name)),
+        Need::Module(name) => confirm_module(name),
+    };
+    match found {
+        Ok(None) => Answer::Yes,
+        Ok(Some(why)) => Answer::No(why),
+        Err(error) => Answer::Broken(error),
+    }
+}
+
+/// The type of the file system that holds `path`, by the mount table.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn fs_of(path: &Path) -> Result<String> {
+    let mounts = mounts_of("self")?;
+    mounts
+        .iter()
+        .filter(|mount| path.starts_with(&mount.on))
+        // Later lines cover earlier ones at the same place.
+        .max_by_key(|mount| mount.on.len())
+        .map(|mount| mount.fs.clone())
+        .with_context(|| format!("no mount holds {}", path.display()))
+}
+
+fn confirm_fs(kind: &str, scratch: &Path) -> Result<Option<String>> {
+    let found = fs_of(scratch)?;
+    Ok((found != kind).then(|| format!("needs scratch on {kind}, which is on {found}")))
+}
+
+fn release() -> Result<String> {
+    rustix::system::uname()
+        .release()
+        .to_str()
+        .map(str::to_owned)
+        .context("reading the kernel's release")
+}
+
+fn confirm_kernel(release: &str, least: (u32, u32)) -> Result<Option<String>> {
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        anyhow::bail!("a kernel release of an unknown form: \"{release}\"");
+    };
+    let why = || format!("needs kernel {}.{} or later, this is {release}", least.0, least.1);
+    Ok(((major, minor) < least).then(why))
+}
+
+fn confirm_tool(name: &str) -> Option<String> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let there = path.split(':').any(|dir| Path::new(dir).join(name).is_file());
+    (!there).then(|| format!("needs the program {name}, which is not on the PATH"))
+}
+
+fn confirm_module(name: &str) -> Result<Option<String>> {
+    if Path::new("/sys/module").join(name).exists() {
+        return Ok(None);
+    }
+    let known = fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
+    if known.split_whitespace().any(|word| word == name) {
+        return Ok(None);
+    }
+    let result = Command::new("modprobe").arg(name).output().context("running modprobe")?;
+    let text = String::from_utf8_lossy(&result.stderr).trim().to_owned();
+    Ok((!result.status.success()).then(|| format!("needs the module {name}: {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::same("5.15.0-1-cloud-amd64", true)]
+    #[case::later_minor("5.16.2", true)]
+    #[case::later_major("6.1.0-13", true)]
+    #[case::earlier_minor("5.10.0-30", false)]
+    #[case::earlier_major("4.19.0", false)]
+    fn a_kernel_is_compared_by_number(#[case] release: &str, #[case] enough: bool) {
+        assert_eq!(confirm_kernel(release, (5, 15)).unwrap().is_none(), enough);
+    }
+
+    #[test]
+    fn a_release_without_numbers_is_broken_not_unmet() {
+        assert!(confirm_kernel("next", (5, 15)).is_err());
+    }
+
+    #[test]
+    fn a_program_that_is_nowhere_is_unmet() {
+        assert!(confirm_tool("no-such-program-here").is_some());
+        assert!(confirm_tool("sh").is_none());
+    }
+}

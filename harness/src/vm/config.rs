@@ -1,0 +1,46 @@
+//! What machine a guest gets. Plain data; [`super::args`] turns it into QEMU's words.
+
+use std::path::PathBuf;
+
+use crate::accel::Accel;
+
+/// Kernel command line of every guest. `loglevel=5` brings kernel warnings to the console, which `quiet` alone hides;
+/// with `panic=-1` and QEMU's -no-reboot a panic ends the machine at once.
+pub const KERNEL_ARGUMENTS: &str = "quiet loglevel=5 panic=-1 reboot=t cryptomgr.notests console=ttyS0 random.trust_cpu=on harness.port=agent";
+
+/// A disk of the guest, found inside by its serial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// At most 20 characters.
+    pub serial: String,
+    /// Raw image.
+    pub path: PathBuf,
+    /// Who may write.
+    pub writes: Writes,
+}
+
+/// What becomes of writes to a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// The guest sees a read-only disk.
+    Refused,
+    /// They reach the file, which belongs to this guest alone and is thrown away after: nothing is ever synced.
+    Throwaway,
+}
+
+/// A guest's machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Who executes its instructions.
+    pub accel: Accel,
+    /// Its memory in MiB.
+    pub memory_mib: u32,
+    /// Uncompressed kernel with a PVH entry.
+    pub kernel: PathBuf,
+    /// First file system.
+    pub initramfs: PathBuf,
+    /// Kernel command line beyond [`KERNEL_ARGUMENTS`].
+    pub kernel_arguments: Vec<String>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+}

@@ -1,0 +1,121 @@
+//! What a guest's kernel says when it is unwell. Pure: text in, findings out.
+
+/// Beginnings that a healthy kernel never prints. The first that fits a line names its kind.
+const PANICS: [&str; 2] = ["Kernel panic - not syncing", "end Kernel panic"];
+
+const SPLATS: [&str; 18] = [
+    "BUG: ",
+    "kernel BUG at",
+    "Oops: ",
+    "Oops[",
+    "WARNING: CPU:",
+    "WARNING: possible",
+    "WARNING: inconsistent lock state",
+    "WARNING: suspicious RCU usage",
+    "WARNING: bad unlock balance",
+    "general protection fault",
+    "Unable to handle kernel",
+    "INFO: possible recursive locking",
+    "blocked for more than",
+    "detected stalls on CPUs",
+    "self-detected stall on CPU",
+    "invalid opcode: ",
+    "refcount_t: ",
+    "EXT4-fs error",
+];
+
+/// What was found in a piece of console output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// The kernel gave up; nothing follows.
+    Panic(String),
+    /// The kernel complained and went on.
+    Splat(String),
+}
+
+/// The findings, in order, each with its line without the time stamp.
+#[must_use]
+pub fn findings(text: &str) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let line = without_stamp(line.trim_end());
+        if PANICS.iter().any(|mark| line.contains(mark)) {
+            if !line.contains("end Kernel panic") {
+                found.push(Finding::Panic(line.to_owned()));
+            }
+        } else if SPLATS.iter().any(|mark| line.contains(mark)) {
+            found.push(Finding::Splat(line.to_owned()));
+        }
+    }
+    found
+}
+
+/// The panic's line, if there is one.
+#[must_use]
+pub fn panic_line(text: &str) -> Option<String> {
+    findings(text).into_iter().find_map(|finding| match finding {
+        Finding::Panic(line) => Some(line),
+        Finding::Splat(_) => None,
+    })
+}
+
+/// The lines of splats.
+#[must_use]
+pub fn splat_lines(text: &str) -> Vec<String> {
+    let splat = |finding| match finding {
+        Finding::Splat(line) => Some(line),
+        Finding::Panic(_) => None,
+    };
+    findings(text).into_iter().filter_map(splat).collect()
+}
+
+/// The last lines, for a report.
+#[must_use]
+pub fn tail(text: &str, lines: usize) -> Vec<String> {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| line.trim_end().to_owned()).collect()
+}
+
+/// `[    1.234567] text` to `text`.
+fn without_stamp(line: &str) -> &str {
+    let stamped = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    match stamped {
+        Some((stamp, rest)) if stamp.trim().chars().all(|c| c.is_ascii_digit() || c == '.') => rest,
+        _ => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::panic(
+        "[    3.1] Kernel panic - not syncing: sysrq triggered crash",
+        Some("Kernel panic - not syncing: sysrq triggered crash")
+    )]
+    #[case::end("[    3.2] ---[ end Kernel panic - not syncing: x ]---", None)]
+    #[case::quiet("[    3.2] EXT4-fs (vda): mounted filesystem", None)]
+    fn a_panic_is_told_from_its_end(#[case] text: &str, #[case] expected: Option<&str>) {
+        assert_eq!(panic_line(text).as_deref(), expected);
+    }
+
+    #[rstest]
+    #[case("[   9.1] WARNING: CPU: 0 PID: 77 at fs/namespace.c:1234 x+0x1/0x2", 1)]
+    #[case(
+        "[   9.1] BUG: kernel NULL pointer dereference, address: 0000000000000000\n[   9.1] Oops: 0002 [#1] PREEMPT SMP NOPTI",
+        2
+    )]
+    #[case("INFO: task umount:123 blocked for more than 120 seconds.", 1)]
+    #[case("[   1.0] Warning: unsupported option\nusage: WARNING is a word", 0)]
+    fn complaints_of_the_kernel_are_counted(#[case] text: &str, #[case] count: usize) {
+        assert_eq!(splat_lines(text).len(), count, "{text}");
+    }
+
+    #[test]
+    fn the_tail_of_a_short_text_is_all_of_it() {
+        assert_eq!(tail("a\nb\r\n", 5), ["a", "b"]);
+        assert_eq!(tail("a\nb\nc", 2), ["b", "c"]);
+    }
+}

@@ -1,0 +1,366 @@
+//! What follows from what a guest says and does: the verdicts. Pure: inputs in, reports out.
+//!
+//! Invariants: a case passes only if its outcome came once, in order, with the run's nonce, after its start, and the
+//! console showed no complaint of the kernel until the next thing began; each planned case is reported at most once;
+//! what was not reported is named by [`Watch::unreported`].
+
+use crate::report::event::{Event, Message, Verdict as GuestVerdict, WIRE_VERSION};
+use crate::report::{CaseReport, Verdict};
+
+use super::console;
+
+/// What reaches the thread that owns a guest.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The agent said something.
+    Said(Message<Event>),
+    /// Something on the channel was no message.
+    Garbage(String),
+    /// The channel ended.
+    ChannelClosed,
+    /// QEMU ends, for this reason of its monitor: `guest-shutdown`, `guest-reset`, ….
+    Shutdown(String),
+    /// The agent closed its end of the channel, which it does by ending; the kernel lives on.
+    AgentGone,
+    /// The guest's kernel said through pvpanic that it panicked.
+    Panicked,
+    /// The host could not write a guest's disk.
+    DiskError,
+    /// Nothing came within the limit.
+    Silence(std::time::Duration),
+}
+
+/// What the owner of a guest does next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Waits for more.
+    Wait,
+    /// The agent is up: give it its cases.
+    Ready,
+    /// All outcomes are in: tell it to power off.
+    AllIn,
+    /// It said goodbye.
+    Done,
+    /// It is past saving: collect what still comes, then [`Watch::conclude`].
+    Dead,
+}
+
+/// How a guest's life ended, beside its reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// With goodbye.
+    Clean,
+    /// Before the agent was ready: nobody's fault but the machine's.
+    NeverReady(String),
+    /// While a case ran, which has been reported with it.
+    InCase,
+    /// Between cases, or after the last without goodbye.
+    Between(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Booting,
+    Idle,
+    Running(usize),
+    Done,
+}
+
+/// The state of one guest.
+#[derive(Debug)]
+pub struct Watch {
+    nonce: u64,
+    build_id: String,
+    planned: Vec<String>,
+    reported: Vec<bool>,
+    seq: u32,
+    phase: Phase,
+    /// An outcome that waits for the console of what comes after it.
+    held: Option<(usize, CaseReport)>,
+    window: String,
+    reports: Vec<CaseReport>,
+    outcomes: u32,
+    causes: Vec<Input>,
+}
+
+impl Watch {
+    /// A guest that is about to boot, to run these cases.
+    #[must_use]
+    pub fn new(nonce: u64, build_id: &str, planned: &[String]) -> Self {
+        Self {
+            nonce,
+            build_id: build_id.to_owned(),
+            planned: planned.to_vec(),
+            reported: vec![false; planned.len()],
+            seq: 0,
+            phase: Phase::Booting,
+            held: None,
+            window: String::new(),
+            reports: Vec::new(),
+            outcomes: 0,
+            causes: Vec::new(),
+        }
+    }
+
+    /// What the guest is waited for, for a person.
+    #[must_use]
+    pub fn awaited(&self) -> String {
+        match self.phase {
+            Phase::Booting => "the guest's agent".to_owned(),
+            Phase::Idle => "the next case".to_owned(),
+            Phase::Running(index) => self.planned[index].clone(),
+            Phase::Done => "the guest's power-off".to_owned(),
+        }
+    }
+
+    /// True until the agent has said hello.
+    #[must_use]
+    pub fn is_booting(&self) -> bool {
+        self.phase == Phase::Booting
+    }
+
+    /// The case that runs now.
+    #[must_use]
+    pub fn running(&self) -> Option<&str> {
+        match self.phase {
+            Phase::Running(index) => Some(&self.planned[index]),
+            _ => None,
+        }
+    }
+
+    /// Takes an input, with what the console printed since the last one.
+    pub fn feed(&mut self, input: Input, console: &str) -> Step {
+        self.window.push_str(console);
+        match input {
+            Input::Said(message) => self.said(message),
+            Input::Shutdown(_) | Input::ChannelClosed | Input::AgentGone
+                if self.phase == Phase::Done =>
+            {
+                Step::Done
+            }
+            other => self.dead(other),
+        }
+    }
+
+    /// The reports that are final by now.
+    pub fn take_reports(&mut self) -> Vec<CaseReport> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// Planned cases without a report, in order.
+    #[must_use]
+    pub fn unreported(&self) -> Vec<String> {
+        let missing = self.planned.iter().zip(&self.reported).filter(|(_, reported)| !**reported);
+        missing.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Ends the watch: with a dead guest, gives the case it died in its verdict. Takes the rest of the console.
+    pub fn conclude(&mut self, console: &str) -> End {
+        self.window.push_str(console);
+        let death = self.death();
+        // Garbage right after an outcome makes that outcome unbelievable: a second one, or a foreign one.
+        let doubted = matches!(self.causes.first(), Some(Input::Garbage(_)));
+        if doubted
+            && let (Some(verdict), Some((index, mut report))) = (death.clone(), self.held.take())
+        {
+            report.verdict = verdict;
+            self.report(index, report);
+            return End::InCase;
+        }
+        match (self.phase, death) {
+            (Phase::Done, _) | (_, None) => {
+                self.release();
+                End::Clean
+            }
+            (Phase::Booting, Some(verdict)) => End::NeverReady(verdict.told()),
+            (Phase::Running(index), Some(verdict)) => {
+                let report = CaseReport {
+                    case: self.planned[index].clone(),
+                    verdict,
+                    duration_ms: 0,
+                    output: String::new(),
+                    console: console::tail(&self.window, 40),
+                };
+                self.report(index, report);
+                End::InCase
+            }
+            (Phase::Idle, Some(verdict)) => match self.held.take() {
+                // The kernel died of what the last case had done.
+                Some((index, mut report)) if matches!(verdict, Verdict::Panicked { .. }) => {
+                    report.verdict = verdict;
+                    report.console = console::tail(&self.window, 40);
+                    self.report(index, report);
+                    End::InCase
+                }
+                held => {
+                    self.held = held;
+                    self.release();
+                    End::Between(verdict.told())
+                }
+            },
+        }
+    }
+
+    fn said(&mut self, message: Message<Event>) -> Step {
+        if message.nonce != self.nonce {
+            return self.garbage("a message with another run's nonce".to_owned());
+        }
+        if message.seq != self.seq {
+            let text = format!("message {} came where {} was due", message.seq, self.seq);
+            return self.garbage(text);
+        }
+        self.seq += 1;
+        match (message.body, self.phase) {
+            (Event::Hello { version, build_id, .. }, Phase::Booting) => {
+                if version != WIRE_VERSION {
+                    return self.garbage(format!(
+                        "the guest speaks version {version}, not {WIRE_VERSION}"
+                    ));
+                }
+                if build_id != self.build_id {
+                    return self.garbage(format!(
+                        "the guest runs the build {build_id}, not {}",
+                        self.build_id
+                    ));
+                }
+                self.phase = Phase::Idle;
+                // What the kernel complains of while booting is told with the first case it would spoil: keep it out.
+                self.window.clear();
+                Step::Ready
+            }
+            (Event::Heartbeat, _) => Step::Wait,
+            (Event::Start { case }, Phase::Idle) => {
+                match self.planned.iter().position(|name| *name == case) {
+                    Some(index) if !self.reported[index] && !self.holds(index) => {
+                        self.release();
+                        self.phase = Phase::Running(index);
+                        Step::Wait
+                    }
+                    Some(_) => self.garbage(format!("{case} started twice")),
+                    None => self.garbage(format!("{case} started, which was not asked for")),
+                }
+            }
+            (Event::Outcome { case, verdict, duration_ms, output }, Phase::Running(index))
+                if case == self.planned[index] =>
+            {
+                self.outcomes += 1;
+                let verdict = Verdict::from(verdict);
+                self.held = Some((
+                    index,
+                    CaseReport { case, verdict, duration_ms, output, console: Vec::new() },
+                ));
+                self.phase = Phase::Idle;
+                let last = self.reported.iter().filter(|reported| !**reported).count() == 1;
+                if last { Step::AllIn } else { Step::Wait }
+            }
+            (Event::Outcome { case, .. }, Phase::Idle)
+                if self.held.as_ref().is_some_and(|(_, held)| held.case == case) =>
+            {
+                self.garbage(format!("a second outcome of {case}"))
+            }
+            (Event::Bye { outcomes }, Phase::Idle) => {
+                if outcomes != self.outcomes {
+                    return self.garbage(format!(
+                        "the guest counts {outcomes} outcomes, {} came",
+                        self.outcomes
+                    ));
+                }
+                self.release();
+                self.phase = Phase::Done;
+                Step::Done
+            }
+            (event, _) => self.garbage(format!("out of turn: {event:?}")),
+        }
+    }
+
+    fn holds(&self, index: usize) -> bool {
+        self.held.as_ref().is_some_and(|(held, _)| *held == index)
+    }
+
+    fn garbage(&mut self, what: String) -> Step {
+        self.dead(Input::Garbage(what))
+    }
+
+    fn dead(&mut self, cause: Input) -> Step {
+        self.causes.push(cause);
+        Step::Dead
+    }
+
+    /// The verdict that the causes add up to. What came first decides, except that a panic explains every silence
+    /// and every end after it.
+    fn death(&self) -> Option<Verdict> {
+        let first = self.causes.first()?;
+        if let Input::Garbage(what) = first {
+            return Some(Verdict::Garbage { what: what.clone() });
+        }
+        let line = console::panic_line(&self.window);
+        if line.is_some() || self.causes.contains(&Input::Panicked) {
+            let line = line
+                .unwrap_or_else(|| "the guest's kernel panicked and printed nothing".to_owned());
+            return Some(Verdict::Panicked { line });
+        }
+        Some(match first {
+            Input::Silence(limit) => Verdict::Hung {
+                why: format!(
+                    "nothing heard for {} s while waiting for {}",
+                    limit.as_secs(),
+                    self.awaited()
+                ),
+            },
+            Input::AgentGone => Verdict::Lost {
+                how: "the agent ended without goodbye, the guest lives on".to_owned(),
+            },
+            Input::DiskError => {
+                Verdict::Lost { how: "the host could not write the guest's disk".to_owned() }
+            }
+            _ => {
+                let reason = self.causes.iter().find_map(|cause| match cause {
+                    Input::Shutdown(reason) => Some(reason.as_str()),
+                    _ => None,
+                });
+                let how = match reason {
+                    Some("guest-shutdown") => "the guest powered off without goodbye".to_owned(),
+                    Some("guest-reset") => "the guest reset itself without goodbye".to_owned(),
+                    Some(other) => format!("QEMU ended: {other}"),
+                    None => "QEMU died".to_owned(),
+                };
+                Verdict::Lost { how }
+            }
+        })
+    }
+
+    /// Makes the held outcome final, unless the kernel complained since it began.
+    fn release(&mut self) {
+        let window = std::mem::take(&mut self.window);
+        let Some((index, mut report)) = self.held.take() else { return };
+        let splats = console::splat_lines(&window);
+        if !splats.is_empty() {
+            report.console = console::tail(&window, 40);
+            if report.verdict == Verdict::Passed {
+                report.verdict = Verdict::Splat { lines: splats };
+            }
+        }
+        self.report(index, report);
+    }
+
+    fn report(&mut self, index: usize, report: CaseReport) {
+        self.reported[index] = true;
+        self.reports.push(report);
+    }
+}
+
+impl From<GuestVerdict> for Verdict {
+    fn from(verdict: GuestVerdict) -> Self {
+        match verdict {
+            GuestVerdict::Passed => Self::Passed,
+            GuestVerdict::Failed { chain } => Self::Failed { chain },
+            GuestVerdict::LeftBehind { things } => Self::LeftBehind { things },
+            GuestVerdict::TimedOut { limit_ms } => Self::TimedOut { limit_ms },
+            GuestVerdict::Unmet { why } => Self::Unmet { why },
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

@@ -1,0 +1,184 @@
+//! Recorded streams through [`Watch`]: each way to die has its own verdict, and no stream passes by accident.
+
+use std::time::Duration;
+
+use super::*;
+
+const NONCE: u64 = 7;
+
+struct Stream {
+    watch: Watch,
+    seq: u32,
+}
+
+impl Stream {
+    fn of(cases: &[&str]) -> Self {
+        let planned: Vec<String> = cases.iter().map(|name| (*name).to_owned()).collect();
+        Self { watch: Watch::new(NONCE, "b1", &planned), seq: 0 }
+    }
+
+    fn ready(cases: &[&str]) -> Self {
+        let mut stream = Self::of(cases);
+        assert_eq!(stream.say(hello("b1")), Step::Ready);
+        stream
+    }
+
+    fn say(&mut self, body: Event) -> Step {
+        self.say_with_console(body, "")
+    }
+
+    fn say_with_console(&mut self, body: Event, console: &str) -> Step {
+        let message = Message { nonce: NONCE, seq: self.seq, body };
+        self.seq += 1;
+        self.watch.feed(Input::Said(message), console)
+    }
+
+    fn verdicts(&mut self) -> Vec<(String, Verdict)> {
+        self.watch.take_reports().into_iter().map(|report| (report.case, report.verdict)).collect()
+    }
+}
+
+fn hello(build_id: &str) -> Event {
+    Event::Hello { version: WIRE_VERSION, build_id: build_id.to_owned(), kernel: "6.1".to_owned() }
+}
+
+fn start(case: &str) -> Event {
+    Event::Start { case: case.to_owned() }
+}
+
+fn passed(case: &str) -> Event {
+    let output = String::new();
+    Event::Outcome { case: case.to_owned(), verdict: GuestVerdict::Passed, duration_ms: 5, output }
+}
+
+fn one(case: &str, verdict: Verdict) -> Vec<(String, Verdict)> {
+    vec![(case.to_owned(), verdict)]
+}
+
+#[test]
+fn a_whole_stream_passes_each_case_once() {
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(Event::Heartbeat);
+    assert_eq!(s.say(passed("a")), Step::Wait);
+    assert!(s.verdicts().is_empty(), "an outcome is held until the next thing begins");
+    s.say(start("b"));
+    assert_eq!(s.verdicts(), one("a", Verdict::Passed));
+    assert_eq!(s.say(passed("b")), Step::AllIn);
+    assert_eq!(s.say(Event::Bye { outcomes: 2 }), Step::Done);
+    assert_eq!(s.watch.conclude(""), End::Clean);
+    assert_eq!(s.verdicts(), one("b", Verdict::Passed));
+    assert!(s.watch.unreported().is_empty());
+}
+
+#[test]
+fn a_panic_is_told_by_its_line_whatever_was_noticed_first() {
+    for first in [Input::Panicked, Input::Shutdown("guest-reset".to_owned()), Input::ChannelClosed]
+    {
+        let mut s = Stream::ready(&["a", "b"]);
+        s.say(start("a"));
+        assert_eq!(s.watch.feed(first, ""), Step::Dead);
+        assert_eq!(s.watch.conclude("[ 4.2] Kernel panic - not syncing: boom\n"), End::InCase);
+        let line = "Kernel panic - not syncing: boom".to_owned();
+        assert_eq!(s.verdicts(), one("a", Verdict::Panicked { line }));
+        assert_eq!(s.watch.unreported(), ["b"]);
+    }
+}
+
+#[test]
+fn silence_is_a_hang_and_an_end_without_goodbye_is_a_loss() {
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    s.watch.feed(Input::Silence(Duration::from_secs(9)), "");
+    s.watch.conclude("");
+    assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Hung { .. })]));
+
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    s.watch.feed(Input::Shutdown("guest-shutdown".to_owned()), "");
+    s.watch.conclude("");
+    let how = "the guest powered off without goodbye".to_owned();
+    assert_eq!(s.verdicts(), one("a", Verdict::Lost { how }));
+}
+
+#[test]
+fn an_agent_that_ends_is_lost_unless_it_has_said_goodbye() {
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    assert_eq!(s.watch.feed(Input::AgentGone, ""), Step::Dead);
+    s.watch.conclude("");
+    assert!(
+        matches!(s.verdicts().as_slice(), [(_, Verdict::Lost { how })] if how.contains("lives on"))
+    );
+
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    s.say(Event::Bye { outcomes: 1 });
+    assert_eq!(s.watch.feed(Input::AgentGone, ""), Step::Done);
+    assert_eq!(s.watch.conclude(""), End::Clean);
+}
+
+#[test]
+fn garbage_a_foreign_nonce_and_a_gap_each_spoil_the_case_they_come_in() {
+    let foreign = Input::Said(Message { nonce: 8, seq: 2, body: passed("a") });
+    let gap = Input::Said(Message { nonce: NONCE, seq: 9, body: passed("a") });
+    for input in [foreign, gap, Input::Garbage("noise".to_owned())] {
+        let mut s = Stream::ready(&["a"]);
+        s.say(start("a"));
+        assert_eq!(s.watch.feed(input, ""), Step::Dead);
+        s.watch.conclude("");
+        assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Garbage { .. })]));
+    }
+}
+
+#[test]
+fn a_second_outcome_takes_the_first_ones_pass_away() {
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    assert_eq!(s.say(passed("a")), Step::Dead);
+    s.watch.conclude("");
+    let what = "a second outcome of a".to_owned();
+    assert_eq!(s.verdicts(), one("a", Verdict::Garbage { what }));
+}
+
+#[test]
+fn an_outcome_that_was_not_asked_for_is_garbage() {
+    let mut s = Stream::ready(&["a"]);
+    assert_eq!(s.say(start("z")), Step::Dead);
+    let mut s = Stream::ready(&["a"]);
+    assert_eq!(s.say(passed("a")), Step::Dead);
+}
+
+#[test]
+fn a_kernel_complaint_fails_the_case_in_whose_window_it_is() {
+    let splat = "[ 5.0] WARNING: CPU: 0 PID: 9 at fs/x.c:1 f+0x1/0x2\n";
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    s.say_with_console(start("b"), splat);
+    assert!(matches!(s.verdicts().as_slice(), [(case, Verdict::Splat { .. })] if case == "a"));
+    s.say(passed("b"));
+    s.say(Event::Bye { outcomes: 2 });
+    assert_eq!(s.verdicts(), one("b", Verdict::Passed));
+}
+
+#[test]
+fn a_guest_of_another_build_is_never_ready() {
+    let mut s = Stream::of(&["a"]);
+    assert_eq!(s.say(hello("b0")), Step::Dead);
+    let End::NeverReady(why) = s.watch.conclude("") else { panic!("ready") };
+    assert!(why.contains("build b0"), "{why}");
+    assert_eq!(s.watch.unreported(), ["a"]);
+}
+
+#[test]
+fn a_goodbye_that_counts_otherwise_is_garbage() {
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    assert_eq!(s.say(Event::Bye { outcomes: 2 }), Step::Dead);
+    s.watch.conclude("");
+    assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Garbage { .. })]));
+}

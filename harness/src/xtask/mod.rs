@@ -1,0 +1,16 @@
+//! The sub-commands of `cargo xtask`, one file each, and what they share.
+
+pub mod ci;
+pub mod doctor;
+pub mod images;
+pub mod kernels;
+pub mod self_test;
+pub mod setup;
+pub mod try_it;
+pub mod vm_shell;
+pub mod vm_test;
+
+/// Says a line about progress on stderr, so that stdout holds results only.
+pub fn say(line: &str) {
+    eprintln!("{line}");
+}

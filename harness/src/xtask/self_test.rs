@@ -1,0 +1,124 @@
+//! `cargo xtask vm-test --self-test`: guests that go wrong on purpose, each of which must get its own verdict.
+//!
+//! A harness that was only ever seen to pass proves nothing.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::accel;
+use crate::case::Listing;
+use crate::kernels;
+use crate::matrix::{Cell, Job};
+use crate::report::human::Human;
+use crate::report::summary::{Summary, exit};
+use crate::rundir::RunDir;
+use crate::runner::Located;
+use crate::workspace::Workspace;
+use crate::{schedule, suite};
+
+use super::vm_test::{Options, Ready, default_guests};
+
+/// Shorter than in earnest, or the hanging guest would take half of the time.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A fault, the verdict it must get, and what the reason must contain.
+struct Expected {
+    case: &'static str,
+    word: &'static str,
+    reason: &'static str,
+}
+
+const fn expect(case: &'static str, word: &'static str, reason: &'static str) -> Expected {
+    Expected { case, word, reason }
+}
+
+/// The first rows leave their guest alive, so they share one; each of the others costs its guest.
+const TABLE: &[&[Expected]] = &[
+    &[
+        expect("fault::fails", "FAIL", "the innermost reason"),
+        expect("fault::splat", "SPLAT", "WARNING: CPU:"),
+        expect("fault::slow", "TIMEOUT", "limit"),
+        expect("fault::leftover", "LEFT", "mount"),
+        expect("fault::panic", "PANIC", "sysrq triggered crash"),
+        expect("fault::garbage", "GARBAGE", "a frame of"),
+    ],
+    &[
+        expect("fault::hang", "HUNG", "nothing heard for 10 s"),
+        expect("fault::lost", "LOST", "the agent ended"),
+        expect("fault::wrong_nonce", "GARBAGE", "nonce"),
+        expect("fault::duplicate_result", "GARBAGE", "a second outcome"),
+    ],
+];
+
+/// Runs them and compares.
+///
+/// # Errors
+/// When something before the first guest fails.
+pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let row = kernels::rows(workspace)?.into_iter().next().context("reading the default kernel")?;
+    let suite = suite::build(workspace)?;
+    let choice = accel::choose(workspace, options.accel)?;
+    let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
+    let run_dir = RunDir::make(workspace)?;
+    let human = Human::new();
+    human.line(&format!(
+        "self-test  run {}   accel {} ({})",
+        run_dir.name(),
+        choice.accel,
+        choice.why
+    ));
+    let runner = ready.runner(
+        workspace,
+        &run_dir,
+        &suite,
+        choice,
+        options.timeout_factor,
+        SILENCE_LIMIT,
+        &human,
+    );
+    let cell = Cell { kernel: row.name, version: row.version, fs: "ext4".to_owned() };
+    let listing = |expected: &Expected| Listing {
+        name: expected.case.to_owned(),
+        needs: Vec::new(),
+        timeout_s: 20,
+    };
+    let job =
+        |rows: &&[Expected]| Job { cell: cell.clone(), cases: rows.iter().map(listing).collect() };
+    let jobs: Vec<Job> = TABLE.iter().map(job).collect();
+    let guests = options.jobs.unwrap_or_else(default_guests);
+    let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
+    human.finish();
+    let located: Vec<&Located> = ends.iter().flat_map(|end| &end.reports).collect();
+    println!();
+    let mut summary = Summary::default();
+    for expected in TABLE.iter().copied().flatten() {
+        match complaint(expected, &located) {
+            None => {
+                println!("ok    {:<24} {}", expected.case, expected.word);
+                summary.passed += 1;
+            }
+            Some(complaint) => {
+                println!("WRONG {:<24} {complaint}", expected.case);
+                summary.failed += 1;
+            }
+        }
+    }
+    println!("logs:  {}   took {:.1} s", run_dir.path().display(), begun.elapsed().as_secs_f64());
+    println!("self-test: {summary}");
+    Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { exit::FAILED.into() })
+}
+
+/// What is wrong with the verdict that a fault got; none when it is the expected one.
+fn complaint(expected: &Expected, located: &[&Located]) -> Option<String> {
+    let mut found = located.iter().filter(|located| located.report.case == expected.case);
+    let (Some(first), None) = (found.next(), found.next()) else {
+        return Some("was not reported exactly once".to_owned());
+    };
+    let verdict = &first.report.verdict;
+    let fits = verdict.word() == expected.word && verdict.told().contains(expected.reason);
+    let wanted = format!("wanted {} with \"{}\"", expected.word, expected.reason);
+    (!fits).then(|| format!("{wanted}, got {} with \"{}\"", verdict.word(), verdict.told()))
+}

@@ -1,0 +1,385 @@
+//! `cargo xtask vm-test`: builds, plans, boots, reports.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::accel::{self, Choice, Wish};
+use crate::case::Listing;
+use crate::kernels::{self, Kernel, Row};
+use crate::matrix::{self, Job, Lane, Lanes, Plan};
+use crate::report::Verdict;
+use crate::report::human::{Human, failure_text};
+use crate::report::summary::{Summary, exit, exit_code};
+use crate::rundir::RunDir;
+use crate::runner::{GUEST_MEMORY_MIB, JobEnd, Located, Runner};
+use crate::suite::{self, Suite};
+use crate::userland::Named;
+use crate::vm::args::{Sockets, qemu_arguments};
+use crate::workspace::Workspace;
+use crate::{runner, schedule, tool};
+
+use super::{doctor, say};
+
+/// A guest that says nothing for so long, though its agent should every second, will say nothing more.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How to choose and run cases.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Options {
+    /// Run cases whose name contains one of these
+    pub filters: Vec<String>,
+    /// Compare whole names with the filters, with or without the leading `vm::`
+    #[arg(long)]
+    pub exact: bool,
+    /// Leave out cases whose name contains this
+    #[arg(long, value_name = "PART")]
+    pub skip: Vec<String>,
+    /// Set of cells, from qemu/lanes.toml
+    #[arg(long, default_value = "quick")]
+    pub lane: String,
+    /// Kernels instead of the lane's, or `all`
+    #[arg(long, value_delimiter = ',')]
+    pub kernel: Vec<String>,
+    /// File systems out of the lane's
+    #[arg(long, value_delimiter = ',')]
+    pub fs: Vec<String>,
+    /// What executes guests
+    #[arg(long, value_enum, default_value_t)]
+    pub accel: Wish,
+    /// Guests at a time [default: what processors and memory carry]
+    #[arg(short, long, value_name = "GUESTS")]
+    pub jobs: Option<usize>,
+    /// Multiply all limits
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    pub timeout_factor: f64,
+    /// List the selected cases with their needs, and run nothing
+    #[arg(long)]
+    pub list: bool,
+    /// Print the plan and run nothing
+    #[arg(long, value_parser = ["json"], value_name = "FORMAT")]
+    pub plan: Option<String>,
+    /// Print QEMU's command lines and run nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Show the output of passing cases too
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Run the harness's own tests: guests that go wrong on purpose
+    #[arg(long)]
+    pub self_test: bool,
+}
+
+/// Runs the suite.
+///
+/// # Errors
+/// When something before the first guest fails; what fails later is in the report.
+pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Result<ExitCode> {
+    if options.self_test {
+        return super::self_test::run(workspace, mirror, options);
+    }
+    let begun = Instant::now();
+    let rows = chosen_rows(workspace, options)?;
+    let lane = lane(workspace, &options.lane)?;
+    for kind in &options.fs {
+        ensure!(lane.fs.contains(kind), "the lane {} has no file system \"{kind}\"", options.lane);
+    }
+    let suite = match suite::build(workspace) {
+        Ok(suite) => suite,
+        Err(error) => {
+            say(&format!("vm-test: {error:#}"));
+            return Ok(exit::BUILD.into());
+        }
+    };
+    let cases = select(&suite.cases, options);
+    if cases.is_empty() {
+        say("vm-test: no case has such a name\nhint: cargo xtask vm-test --list");
+        return Ok(exit::NOTHING_SELECTED.into());
+    }
+    if options.list {
+        for case in &cases {
+            println!("{}{}", case.name, needs(case));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let versions: Vec<(String, (u32, u32))> =
+        rows.iter().map(|row| (row.name.clone(), row.version)).collect();
+    let plan = matrix::plan(&cases, &versions, &lane.fs, &options.fs);
+    if options.plan.is_some() {
+        println!("{}", serde_json::to_string_pretty(&plan).context("encoding the plan")?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let choice = accel::choose(workspace, options.accel)?;
+    let ready = Ready::make(workspace, mirror, &rows)?;
+    let run_dir = RunDir::make(workspace)?;
+    let guests = options.jobs.unwrap_or_else(default_guests);
+    if options.dry_run {
+        return dry_run(&plan, &ready, &choice, &suite, &run_dir);
+    }
+    let human = Human::new();
+    human.line(&format!(
+        "vm-test  run {}   accel {} ({})",
+        run_dir.name(),
+        choice.accel,
+        choice.why
+    ));
+    human.line(&format!(
+        "plan     {} cases: {} run, {} skip, {} unassigned   {guests} guests, {} MiB each",
+        cases.len(),
+        plan.size(),
+        plan.skips.len(),
+        plan.unassigned.len(),
+        GUEST_MEMORY_MIB
+    ));
+    let runner = ready.runner(
+        workspace,
+        &run_dir,
+        &suite,
+        choice,
+        options.timeout_factor,
+        SILENCE_LIMIT,
+        &human,
+    );
+    let jobs = matrix::split(plan.jobs.clone(), guests);
+    let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
+    human.finish();
+    report(&plan, &ends, &run_dir, options.verbose, begun)
+}
+
+/// What is made before the first guest: kernels and the root image.
+#[derive(Debug)]
+pub struct Ready {
+    /// By name.
+    pub kernels: BTreeMap<String, Kernel>,
+    /// The guests' root.
+    pub root: PathBuf,
+}
+
+impl Ready {
+    /// Fetches and builds what is missing, telling so.
+    ///
+    /// # Errors
+    /// When a package cannot be fetched or a step of building fails.
+    pub fn make(workspace: &Workspace, mirror: Option<&str>, rows: &[Row]) -> Result<Self> {
+        fs::create_dir_all(workspace.vm_dir()).context("making the harness's directory")?;
+        let root = Named::find(workspace, "guest")?.build(workspace, mirror, &mut say)?;
+        let mut ready = BTreeMap::new();
+        for row in rows {
+            ready.insert(row.name.clone(), kernels::kernel(workspace, row, mirror, &mut say)?);
+        }
+        Ok(Self { kernels: ready, root })
+    }
+
+    /// A runner over it.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that guests of a run share")]
+    #[must_use]
+    pub fn runner<'a>(
+        &self,
+        workspace: &'a Workspace,
+        run_dir: &'a RunDir,
+        suite: &'a Suite,
+        accel: Choice,
+        patience: f64,
+        silence_limit: Duration,
+        human: &'a Human,
+    ) -> Runner<'a> {
+        Runner {
+            workspace,
+            dir: run_dir.path(),
+            suite,
+            kernels: self.kernels.clone(),
+            root: self.root.clone(),
+            accel,
+            patience,
+            silence_limit,
+            human,
+            kvm_is_dead: AtomicBool::new(false),
+            next_guest: AtomicUsize::new(0),
+            boot: Mutex::new(()),
+        }
+    }
+}
+
+/// Guests at a time when the user does not say.
+#[must_use]
+pub fn default_guests() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    schedule::guests(processors, doctor::available_memory_mib().unwrap_or(0), GUEST_MEMORY_MIB)
+}
+
+/// The lane of this name.
+///
+/// # Errors
+/// When `qemu/lanes.toml` cannot be read or has no such lane.
+pub fn lane(workspace: &Workspace, name: &str) -> Result<Lane> {
+    let text =
+        fs::read_to_string(workspace.file("qemu/lanes.toml")).context("reading qemu/lanes.toml")?;
+    let lanes: Lanes = toml::from_str(&text).context("reading qemu/lanes.toml")?;
+    let known = lanes.keys().cloned().collect::<Vec<_>>().join(", ");
+    lanes
+        .get(name)
+        .cloned()
+        .with_context(|| format!("there is no lane \"{name}\"\nhint: there are {known}"))
+}
+
+fn chosen_rows(workspace: &Workspace, options: &Options) -> Result<Vec<Row>> {
+    let rows = kernels::rows(workspace)?;
+    if options.kernel.iter().any(|name| name == "all") {
+        return Ok(rows);
+    }
+    let lane = lane(workspace, &options.lane)?;
+    let names = if options.kernel.is_empty() { &lane.kernels } else { &options.kernel };
+    super::kernels::chosen(&rows, names)
+}
+
+/// The cases that the filters choose.
+fn select(cases: &[Listing], options: &Options) -> Vec<Listing> {
+    let short = |name: &str| name.strip_prefix("vm::").unwrap_or(name).to_owned();
+    let fits = |name: &str, filter: &str| {
+        if options.exact {
+            name == filter || short(name) == short(filter)
+        } else {
+            name.contains(filter)
+        }
+    };
+    let wanted = |case: &&Listing| {
+        (options.filters.is_empty()
+            || options.filters.iter().any(|filter| fits(&case.name, filter)))
+            && !options.skip.iter().any(|part| case.name.contains(part.as_str()))
+    };
+    cases.iter().filter(wanted).cloned().collect()
+}
+
+fn needs(case: &Listing) -> String {
+    if case.needs.is_empty() { String::new() } else { format!("  needs {:?}", case.needs) }
+}
+
+fn dry_run(
+    plan: &Plan,
+    ready: &Ready,
+    choice: &Choice,
+    suite: &Suite,
+    run_dir: &RunDir,
+) -> Result<ExitCode> {
+    for job in &plan.jobs {
+        let kernel =
+            ready.kernels.get(&job.cell.kernel).context("planning a kernel that is not ready")?;
+        let initramfs = runner::initramfs(run_dir.path(), kernel, suite)?;
+        let scratch = tempfile::tempfile().context("making a scratch disk")?;
+        let machine =
+            runner::machine(kernel, choice.accel, initramfs, ready.root.clone(), &scratch);
+        let sockets = Sockets { agent: 3, monitor: 4, console: None };
+        let words = qemu_arguments(&machine, sockets, &run_dir.path().join("console.log"));
+        let words: Vec<String> = words.iter().map(|word| tool::quoted(word)).collect();
+        println!("# {} {}: {} cases", job.cell.kernel, job.cell.fs, job.cases.len());
+        println!("qemu-system-x86_64 {}", words.join(" "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The end of a run: skips, failures, figures and the closing line.
+fn report(
+    plan: &Plan,
+    ends: &[JobEnd],
+    run_dir: &RunDir,
+    verbose: bool,
+    begun: Instant,
+) -> Result<ExitCode> {
+    let results: Vec<&Located> = ends.iter().flat_map(|end| &end.reports).collect();
+    let infrastructure: Vec<&String> = ends.iter().flat_map(|end| &end.infrastructure).collect();
+    let text = serde_json::to_vec_pretty(&results).context("encoding the results")?;
+    fs::write(run_dir.path().join("results.json"), text).context("writing the results")?;
+    for skip in &plan.skips {
+        println!("SKIP     {:<11} {:<6} {}  {}", skip.kernel, "-", skip.case, skip.why);
+    }
+    if verbose {
+        for located in results.iter().filter(|located| located.report.verdict == Verdict::Passed) {
+            println!("---- {}\n{}", located.report.case, located.report.output);
+        }
+    }
+    println!();
+    for located in results.iter().filter(|located| located.report.verdict != Verdict::Passed) {
+        println!(
+            "{}",
+            failure_text(&located.cell, &located.report, &located.logs.display().to_string())
+        );
+    }
+    for why in &infrastructure {
+        println!("---- the machine: {why}\n");
+    }
+    for case in &plan.unassigned {
+        println!("---- {case}: no cell of the lane has what it needs\n");
+    }
+    let verdicts: Vec<&Verdict> = results.iter().map(|located| &located.report.verdict).collect();
+    let mut code = exit_code(plan.size(), &verdicts, infrastructure.len());
+    if code == exit::PASSED && !plan.unassigned.is_empty() || plan.size() == 0 {
+        code = exit::UNASSIGNED;
+    }
+    let mut summary = Summary { skipped: plan.skips.len(), ..Summary::default() };
+    verdicts.iter().for_each(|verdict| summary.count(verdict));
+    summary.failed += plan.unassigned.len();
+    if code == exit::ACCOUNTING {
+        println!(
+            "the plan has {} case runs, {} were reported: a defect of the harness",
+            plan.size(),
+            results.len()
+        );
+        summary.failed += plan.size().abs_diff(results.len());
+    }
+    println!("logs:  {}   took {:.1} s", run_dir.path().display(), begun.elapsed().as_secs_f64());
+    println!("vm-test: {summary}");
+    Ok(code.into())
+}
+
+/// Checks options that the grammar cannot.
+///
+/// # Errors
+/// When a factor is no positive number.
+pub fn check(options: &Options) -> Result<()> {
+    if !(options.timeout_factor.is_finite() && options.timeout_factor > 0.0) {
+        bail!("--timeout-factor must be a number above 0");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cases() -> Vec<Listing> {
+        let case = |name: &str| Listing { name: name.to_owned(), needs: Vec::new(), timeout_s: 1 };
+        vec![case("vm::bind::a"), case("vm::bind::ab"), case("vm::exit::c")]
+    }
+
+    fn names(options: &Options) -> Vec<String> {
+        select(&cases(), options).into_iter().map(|case| case.name).collect()
+    }
+
+    #[test]
+    fn filters_are_parts_of_names_unless_exact() {
+        let filters = vec!["bind::a".to_owned()];
+        let part = Options { filters: filters.clone(), ..Options::default() };
+        assert_eq!(names(&part), ["vm::bind::a", "vm::bind::ab"]);
+        assert_eq!(names(&Options { exact: true, ..part.clone() }), ["vm::bind::a"]);
+        assert_eq!(names(&Options { skip: vec!["ab".to_owned()], ..part }), ["vm::bind::a"]);
+    }
+
+    #[test]
+    fn the_lanes_of_this_checkout_name_kernels_that_exist() {
+        let workspace = Workspace::find();
+        let rows = kernels::rows(&workspace).unwrap();
+        for name in ["quick", "full"] {
+            let lane = lane(&workspace, name).unwrap();
+            assert_eq!(
+                super::super::kernels::chosen(&rows, &lane.kernels).unwrap().len(),
+                lane.kernels.len()
+            );
+        }
+    }
+}
