@@ -199,6 +199,7 @@ impl Runner<'_> {
         loop {
             let input = next_input(&inputs, &watch, &life, heard, case_since);
             heard = Instant::now();
+            let silent = matches!(input, Input::Silence(_));
             let silent_kvm = first_kvm && watch.is_booting() && matches!(input, Input::Silence(_));
             let mut step = Step::Wait;
             for input in settled(input, &inputs) {
@@ -239,8 +240,9 @@ impl Runner<'_> {
                         self.kvm_is_dead.store(true, Ordering::Relaxed);
                         accel::remember_silence(self.workspace)?;
                     }
-                    // A panicking guest still prints, and resets right after: give it the time.
-                    let grace = if silent_kvm { Duration::ZERO } else { Duration::from_secs(2) };
+                    // A panicking guest still prints, and resets right after: give it the time. A silent one has had
+                    // its time, and what it would still do is not what it is judged by.
+                    let grace = if silent { Duration::ZERO } else { Duration::from_secs(2) };
                     qemu.end_within(grace)?;
                     while let Ok(late) = inputs.try_recv() {
                         watch.feed(late, "");

@@ -78,6 +78,12 @@ pub fn run(suite: &Suite) -> Result<()> {
     }
 }
 
+/// On the kernel's log, so that the host can tell whose a complaint on the console is.
+fn note_begin(name: &str) -> Result<()> {
+    let note = format!("<4>{}{name}\n", crate::vm::console::BEGIN_NOTE);
+    fs::write("/dev/kmsg", note).context("writing to the kernel's log")
+}
+
 fn run_case(
     suite: &Suite,
     place: &Place,
@@ -85,6 +91,7 @@ fn run_case(
     name: String,
     outcomes: &mut u32,
 ) -> Result<()> {
+    note_begin(&name)?;
     port.send(Event::Start { case: name.clone() })?;
     let event = match (fault::of_agent(&name), suite.find(&name)) {
         (Some(fault), _) => {

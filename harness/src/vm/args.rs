@@ -56,7 +56,9 @@ pub fn qemu_arguments(config: &VmConfig, sockets: Sockets, console_log: &Path) -
         }
     }
     put("-serial", "chardev:console".into());
-    put("-device", "virtio-serial-pci".into());
+    // Without ioeventfd what the guest writes is taken at once: else the last message before a panic is lost, because
+    // QEMU resets the machine before it looks at the queue (seen by the self-test, under load).
+    put("-device", "virtio-serial-pci,ioeventfd=off".into());
     put("-chardev", format!("socket,id=agent,fd={}", sockets.agent).into());
     put("-device", "virtserialport,chardev=agent,name=agent,id=agent".into());
     put("-chardev", format!("socket,id=monitor,fd={}", sockets.monitor).into());
@@ -125,7 +127,7 @@ mod tests {
             -kernel /s/vmlinux -initrd /r/init.cpio -append quiet loglevel=5 panic=-1 reboot=t cryptomgr.notests \
             console=ttyS0 random.trust_cpu=on harness.port=agent harness.x=1 \
             -chardev file,id=console,path=/r/console.log -serial chardev:console \
-            -device virtio-serial-pci -chardev socket,id=agent,fd=5 -device virtserialport,chardev=agent,name=agent,id=agent \
+            -device virtio-serial-pci,ioeventfd=off -chardev socket,id=agent,fd=5 -device virtserialport,chardev=agent,name=agent,id=agent \
             -chardev socket,id=monitor,fd=6 -mon chardev=monitor,mode=control \
             -device pvpanic-pci -action panic=none -device virtio-rng-pci \
             -drive id=d0,if=none,format=raw,readonly=on,file=/s/root.ext4 -device virtio-blk-pci,drive=d0,serial=root \

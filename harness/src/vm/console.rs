@@ -24,6 +24,10 @@ const SPLATS: [&str; 18] = [
     "EXT4-fs error",
 ];
 
+/// What the guest's agent writes to the kernel's log, before a case's name, when it begins. The console and the channel
+/// run at different speeds; this note is on the console's own time.
+pub const BEGIN_NOTE: &str = "harness: begin ";
+
 /// What was found in a piece of console output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
@@ -69,6 +73,19 @@ pub fn splat_lines(text: &str) -> Vec<String> {
     findings(text).into_iter().filter_map(splat).collect()
 }
 
+/// Cuts a text where the guest's agent noted that this case begins: what is before belongs to others. All of it does
+/// when there is no such note.
+#[must_use]
+pub fn cut_at_begin<'a>(text: &'a str, case: &str) -> (&'a str, &'a str) {
+    let note = format!("{BEGIN_NOTE}{case}");
+    let begins = |line: &&str| without_stamp(line.trim_end()) == note;
+    match text.lines().find(begins) {
+        // Lines borrow from the text, so their addresses tell where they are in it.
+        Some(line) => text.split_at(line.as_ptr().addr() - text.as_ptr().addr()),
+        None => (text, ""),
+    }
+}
+
 /// The last lines, for a report.
 #[must_use]
 pub fn tail(text: &str, lines: usize) -> Vec<String> {
@@ -111,6 +128,18 @@ mod tests {
     #[case("[   1.0] Warning: unsupported option\nusage: WARNING is a word", 0)]
     fn complaints_of_the_kernel_are_counted(#[case] text: &str, #[case] count: usize) {
         assert_eq!(splat_lines(text).len(), count, "{text}");
+    }
+
+    #[test]
+    fn a_text_is_cut_where_the_case_begins_and_nowhere_else() {
+        let text =
+            "[ 1.0] a\n[ 1.1] harness: begin x::yz\r\n[ 1.2] harness: begin x::y\r\n[ 1.3] b\n";
+        let (before, after) = cut_at_begin(text, "x::y");
+        assert!(
+            before.ends_with("x::yz\r\n") && after.starts_with("[ 1.2]"),
+            "{before:?} {after:?}"
+        );
+        assert_eq!(cut_at_begin(text, "z"), (text, ""));
     }
 
     #[test]

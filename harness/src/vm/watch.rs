@@ -78,6 +78,8 @@ pub struct Watch {
     /// An outcome that waits for the console of what comes after it.
     held: Option<(usize, CaseReport)>,
     window: String,
+    /// A panic's line that came with what belonged to an earlier case.
+    panic: Option<String>,
     reports: Vec<CaseReport>,
     outcomes: u32,
     causes: Vec<Input>,
@@ -96,6 +98,7 @@ impl Watch {
             phase: Phase::Booting,
             held: None,
             window: String::new(),
+            panic: None,
             reports: Vec::new(),
             outcomes: 0,
             causes: Vec::new(),
@@ -234,7 +237,11 @@ impl Watch {
             (Event::Start { case }, Phase::Idle) => {
                 match self.planned.iter().position(|name| *name == case) {
                     Some(index) if !self.reported[index] && !self.holds(index) => {
+                        let window = std::mem::take(&mut self.window);
+                        let (before, after) = console::cut_at_begin(&window, &case);
+                        before.clone_into(&mut self.window);
                         self.release();
+                        after.clone_into(&mut self.window);
                         self.phase = Phase::Running(index);
                         Step::Wait
                     }
@@ -295,7 +302,7 @@ impl Watch {
         if let Input::Garbage(what) = first {
             return Some(Verdict::Garbage { what: what.clone() });
         }
-        let line = console::panic_line(&self.window);
+        let line = self.panic.clone().or_else(|| console::panic_line(&self.window));
         if line.is_some() || self.causes.contains(&Input::Panicked) {
             let line = line
                 .unwrap_or_else(|| "the guest's kernel panicked and printed nothing".to_owned());
@@ -334,6 +341,7 @@ impl Watch {
     /// Makes the held outcome final, unless the kernel complained since it began.
     fn release(&mut self) {
         let window = std::mem::take(&mut self.window);
+        self.panic = self.panic.take().or_else(|| console::panic_line(&window));
         let Some((index, mut report)) = self.held.take() else { return };
         let splats = console::splat_lines(&window);
         if !splats.is_empty() {

@@ -170,6 +170,33 @@ fn a_kernel_complaint_fails_the_case_in_whose_window_it_is() {
 }
 
 #[test]
+fn a_complaint_after_the_note_of_the_next_case_is_that_ones() {
+    let console = "[ 4.9] harness: begin b\n[ 5.0] WARNING: CPU: 0 PID: 9 at fs/x.c:1 f+0x1/0x2\n";
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    s.say_with_console(start("b"), console);
+    assert_eq!(s.verdicts(), one("a", Verdict::Passed));
+    s.say(passed("b"));
+    s.say(Event::Bye { outcomes: 2 });
+    assert!(matches!(s.verdicts().as_slice(), [(case, Verdict::Splat { .. })] if case == "b"));
+}
+
+#[test]
+fn a_panic_whose_text_came_too_early_is_still_a_panic() {
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    s.say_with_console(start("b"), "[ 4.2] Kernel panic - not syncing: boom\n");
+    s.watch.feed(Input::Shutdown("guest-reset".to_owned()), "");
+    s.watch.conclude("");
+    assert!(matches!(
+        s.verdicts().as_slice(),
+        [(_, Verdict::Passed), (_, Verdict::Panicked { .. })]
+    ));
+}
+
+#[test]
 fn a_guest_of_another_build_is_never_ready() {
     let mut s = Stream::of(&["a"]);
     assert_eq!(s.say(hello("b0")), Step::Dead);
