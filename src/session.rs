@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 
+use crate::ids::{self, Id, Ids};
 use crate::root::{self, Root};
 use crate::spec::Spec;
 use crate::undo::Undo;
@@ -16,6 +17,7 @@ pub(crate) const MOUNT_POINT: &str = "/run/rspawn/root";
 pub struct Session {
     undo: Undo,
     root: Root,
+    machine_id: Id,
 }
 
 impl Session {
@@ -27,7 +29,17 @@ impl Session {
         let mut undo = Undo::default();
         let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &mut undo)?;
         std::fs::create_dir_all(MOUNT_POINT).with_context(|| format!("making {MOUNT_POINT}"))?;
-        Ok(Self { undo, root })
+        // An id of the tree counts more than one that was asked for (P-01).
+        let machine_id = match root.machine_id().or(spec.uuid.as_ref()) {
+            Some(id) => id.clone(),
+            None => ids::random()?,
+        };
+        Ok(Self { undo, root, machine_id })
+    }
+
+    /// The ids of a new run.
+    pub(crate) fn ids(&self) -> Result<Ids> {
+        Ok(Ids { machine: self.machine_id.clone(), boot: ids::random()? })
     }
 
     /// The root, for a run.

@@ -3,6 +3,8 @@
 //! Device nodes and links go to /dev, which is a tmpfs that we have just mounted; the skeleton goes to the
 //! tree itself and only fills gaps (MNT-26). Everything is made relative to a descriptor of its parent.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -10,7 +12,9 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use crate::ids::Ids;
 use crate::inroot::{InRoot, Links};
+use crate::mounts::{BOOT_ID, EMPTY};
 
 /// Device nodes, copied from the host with their modes and numbers (DEV-01, M-06). A container without one
 /// of the first six is broken; the others are there if the host can use them.
@@ -128,6 +132,32 @@ fn copy_device(dev: impl AsFd, name: &str, required: bool) -> Result<()> {
     let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
     rustix::fs::chownat(&dev, name, Some(owner.0), Some(owner.1), flags).context("owning it")?;
     rustix::fs::chmodat(&dev, name, mode, rustix::fs::AtFlags::empty()).context("setting its mode")
+}
+
+/// Fills /run/host, which tells a payload what it is in (T-06), and holds what [`mounts::table`] mounts.
+/// It must be on the tmpfs of the mount table, where nobody can have prepared anything.
+///
+/// [`mounts::table`]: crate::mounts::table
+pub fn host_files(root: &InRoot, ids: &Ids) -> Result<()> {
+    let files = [
+        ("/run/host/container-manager", "systemd-nspawn".to_owned(), 0o644),
+        ("/run/host/container-uuid", ids.machine.clone(), 0o644),
+        (BOOT_ID, format!("{}\n", ids.boot), 0o444),
+        (EMPTY, String::new(), 0o000),
+    ];
+    for (path, content, mode) in files {
+        write_file(root, Path::new(path), &content, mode)
+            .with_context(|| format!("writing {path} of the container"))?;
+    }
+    Ok(())
+}
+
+fn write_file(root: &InRoot, path: &Path, content: &str, mode: u32) -> Result<()> {
+    let (parent, name) = root.make_parent(path, Links::Refused)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    Ok(File::from(file).write_all(content.as_bytes())?)
 }
 
 /// Makes /dev/console lead to a pty of the container, as an init expects it (DEV-04, M-05).

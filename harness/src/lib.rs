@@ -17,6 +17,7 @@
 pub mod accel;
 pub mod apt;
 pub mod artifact;
+pub mod bench;
 pub mod build_id;
 pub mod case;
 pub mod ext4;

@@ -1,17 +1,21 @@
-//! The calls that no safe crate offers: the death signal of a child, descriptors for a child, and KVM's ioctls.
+//! The calls that no safe crate offers: the death signal of a child, descriptors for a child, a child with namespaces
+//! of its own, and KVM's ioctls.
 //!
 //! The only file of the harness with `unsafe` that runs on the host.
 #![allow(unsafe_code)]
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::wait::{WaitStatus, waitpid};
 
 /// Makes the child die when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG), puts it into a process group of
 /// its own, and lets it inherit `inherited` under their own numbers.
@@ -254,4 +258,38 @@ pub(crate) fn kvm_loop_time() -> Result<Duration> {
         best = best.min(took);
     }
     Ok(best)
+}
+
+/// Runs `body` in a new process with namespaces of its own (`CLONE_NEW*`) and waits for it. `body` ends by exec; its
+/// error is said on stderr. Returns the exit code, or 128 plus the signal, as a shell does.
+///
+/// # Errors
+/// When the caller has more than one thread, whose locks the child would find locked for ever, or the kernel makes no
+/// such process.
+pub(crate) fn run_in_namespaces(
+    namespaces: libc::c_int,
+    body: impl FnOnce() -> Result<Infallible>,
+) -> Result<u8> {
+    let threads = std::fs::read_dir("/proc/self/task").context("counting our threads")?.count();
+    ensure!(threads == 1, "forking with {threads} threads would lock up the child");
+    let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM the child has a copy of everything, its stack included (a null stack means that), and
+    // as we have one thread no lock of the copy is held.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+    ensure!(pid >= 0, "making a process: {}", io::Error::last_os_error());
+    if pid == 0 {
+        let told = catch_unwind(AssertUnwindSafe(|| match body() {
+            Ok(never) => match never {},
+            Err(error) => eprintln!("in the new process: {error:#}"),
+        }));
+        // SAFETY: _exit takes an integer, runs no handler and does not return.
+        unsafe { libc::_exit(if told.is_ok() { 125 } else { 126 }) }
+    }
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).context("reading a process id")?);
+    let code = match waitpid(pid, None).context("waiting for the new process")? {
+        WaitStatus::Exited(_, code) => code,
+        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
+        other => bail!("the new process ended in an unknown way: {other:?}"),
+    };
+    u8::try_from(code).context("reading an exit code")
 }

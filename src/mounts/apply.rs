@@ -80,13 +80,13 @@ fn attach(mounted: &OwnedFd, place: &OwnedFd) -> Result<()> {
 }
 
 /// A new file system, attached nowhere yet.
-fn instance(fstype: &str, options: &[(&str, String)], attrs: Attrs) -> Result<OwnedFd> {
+fn instance<N: AsRef<str>>(fstype: &str, options: &[(N, String)], attrs: Attrs) -> Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let configured = options
         .iter()
         .try_for_each(|(name, value)| match value.as_str() {
-            "" => fsconfig_set_flag(context.as_fd(), *name),
-            value => fsconfig_set_string(context.as_fd(), *name, value),
+            "" => fsconfig_set_flag(context.as_fd(), name.as_ref()),
+            value => fsconfig_set_string(context.as_fd(), name.as_ref(), value),
         })
         .and_then(|()| fsconfig_set_string(context.as_fd(), "source", fstype))
         .and_then(|()| fsconfig_create(context.as_fd()))

@@ -3,6 +3,7 @@
 //! They are sorted by destination, parents first, and keep their order otherwise, so that one mount never
 //! hides another that was asked for (M-01).
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::{Attrs, From, Kind, Mount, Need, Point, Stage};
@@ -11,14 +12,29 @@ use crate::inroot::Links;
 /// A mount that the user asked for, decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Custom {
-    /// Where the files come from.
-    pub from: From,
-    /// Where they appear.
+    /// Where it appears.
     pub on: PathBuf,
-    /// With everything mounted below the source.
-    pub recursive: bool,
-    /// `--bind-ro=`.
-    pub read_only: bool,
+    /// What it is.
+    pub kind: CustomKind,
+}
+
+/// What the user asked to be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CustomKind {
+    /// `--bind=`, `--bind-ro=`.
+    Bind {
+        /// Where the files come from.
+        from: From,
+        /// With everything mounted below the source.
+        recursive: bool,
+        /// `--bind-ro=`.
+        read_only: bool,
+    },
+    /// `--tmpfs=`.
+    Tmpfs {
+        /// As mount(8) takes them.
+        options: String,
+    },
 }
 
 /// The rows of the user's mounts.
@@ -29,38 +45,81 @@ pub fn custom(mounts: &[Custom]) -> Vec<Mount> {
 }
 
 fn row(mount: &Custom) -> Mount {
-    Mount {
-        stage: Stage::Outer,
-        on: mount.on.clone(),
-        kind: Kind::Bind { from: mount.from.clone(), recursive: mount.recursive },
-        attrs: Attrs { read_only: mount.read_only, ..Attrs::none() },
-        need: Need::Must,
-        point: Point::LikeSource,
-        links: Links::Inside,
+    let (kind, attrs, point) = match &mount.kind {
+        CustomKind::Bind { from, recursive, read_only } => {
+            let kind = Kind::Bind { from: from.clone(), recursive: *recursive };
+            (kind, Attrs { read_only: *read_only, ..Attrs::none() }, Point::LikeSource)
+        }
+        CustomKind::Tmpfs { options } => {
+            let (options, attrs) = tmpfs(options);
+            (Kind::Fs { fstype: "tmpfs", options }, attrs, Point::Directory)
+        }
+    };
+    let (stage, need) = (Stage::Outer, Need::Must);
+    Mount { stage, on: mount.on.clone(), kind, attrs, need, point, links: Links::Inside }
+}
+
+/// Parts what the file system understands from what every mount has. nodev and strictatime unless the
+/// opposite is asked for (MNT-34).
+fn tmpfs(text: &str) -> (Vec<(Cow<'static, str>, String)>, Attrs) {
+    let mut attrs = Attrs { nodev: true, strictatime: true, ..Attrs::none() };
+    let mut options = Vec::new();
+    for word in text.split(',').filter(|word| !word.is_empty()) {
+        match word {
+            "ro" => attrs.read_only = true,
+            "rw" => attrs.read_only = false,
+            "nosuid" => attrs.nosuid = true,
+            "suid" => attrs.nosuid = false,
+            "nodev" => attrs.nodev = true,
+            "dev" => attrs.nodev = false,
+            "noexec" => attrs.noexec = true,
+            "exec" => attrs.noexec = false,
+            "strictatime" => attrs.strictatime = true,
+            "relatime" => attrs.strictatime = false,
+            option => {
+                let (name, value) = option.split_once('=').unwrap_or((option, ""));
+                options.push((Cow::Owned(name.to_owned()), value.to_owned()));
+            }
+        }
     }
+    (options, attrs)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn shown(mounts: &[Custom]) -> Vec<String> {
+        custom(mounts).iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn a_parent_is_mounted_before_what_lies_below_it() {
         let bind = |on: &str| Custom {
-            from: From::Host("/x".into()),
             on: on.into(),
-            recursive: true,
-            read_only: on == "/a",
+            kind: CustomKind::Bind {
+                from: From::Host("/x".into()),
+                recursive: true,
+                read_only: on == "/a",
+            },
         };
-        let rows = custom(&[bind("/a/b"), bind("/a"), bind("/c")]);
-        let rows: Vec<String> = rows.iter().map(ToString::to_string).collect();
         assert_eq!(
-            rows,
+            shown(&[bind("/a/b"), bind("/a"), bind("/c")]),
             [
                 "outer /a               rbind of /x ro",
                 "outer /c               rbind of /x",
                 "outer /a/b             rbind of /x",
             ]
+        );
+    }
+
+    #[test]
+    fn options_of_a_tmpfs_are_parted_from_those_of_its_mount() {
+        let options = "mode=1777,noexec,dev,size=1m".to_owned();
+        let mount = Custom { on: "/t".into(), kind: CustomKind::Tmpfs { options } };
+        assert_eq!(
+            shown(&[mount]),
+            ["outer /t               tmpfs mode=1777,size=1m noexec strictatime"]
         );
     }
 }

@@ -10,9 +10,11 @@ mod table;
 
 pub use apply::{apply, overlay};
 pub(crate) use apply::{attach_on_host, detached_copy};
-pub use custom::{Custom, custom};
+pub use custom::{Custom, CustomKind, custom};
 pub use table::table;
+pub(crate) use table::{BOOT_ID, EMPTY};
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -66,7 +68,7 @@ pub enum Kind {
         /// Its type, which is also what mountinfo shows as its source.
         fstype: &'static str,
         /// Its own options.
-        options: Vec<(&'static str, String)>,
+        options: Vec<(Cow<'static, str>, String)>,
     },
     /// Something that exists, once more.
     Bind {
@@ -146,7 +148,7 @@ impl Mount {
 
     fn option(mut self, name: &'static str, value: impl Into<String>) -> Self {
         if let Kind::Fs { options, .. } = &mut self.kind {
-            options.push((name, value.into()));
+            options.push((Cow::Borrowed(name), value.into()));
         }
         self
     }

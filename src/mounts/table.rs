@@ -14,6 +14,14 @@ const HARMLESS: Attrs = Attrs { nodev: true, ..NOSUID };
 const DATA: Attrs = Attrs { noexec: true, ..HARMLESS };
 const FRESH: Attrs = Attrs { strictatime: true, ..HARMLESS };
 
+/// Where [`crate::tree`] puts what the rows below mount: an empty file, and the id of this boot.
+pub(crate) const EMPTY: &str = "/run/host/inaccessible/reg";
+/// See [`EMPTY`].
+pub(crate) const BOOT_ID: &str = "/run/host/proc-sys-kernel-random-boot-id";
+
+/// Files of procfs that tell more of the kernel than a container needs (S-06).
+const MASKED: [&str; 4] = ["/proc/kallsyms", "/proc/kcore", "/proc/keys", "/proc/timer_list"];
+
 /// Directories of procfs that a container may look at and not write to (S-06).
 const READ_ONLY: [&str; 8] = [
     "/proc/sys",
@@ -62,17 +70,27 @@ pub fn table() -> Vec<Mount> {
                 .may_fail()
         },
     ];
-    rows.extend(READ_ONLY.map(|path| Mount {
-        stage: Inner,
-        on: PathBuf::from(path),
-        kind: Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false },
+    // Which of them there are depends on the kernel; /proc/sys always is.
+    let need = |path: &str| if path == "/proc/sys" { Need::Must } else { Need::May };
+    rows.extend(READ_ONLY.map(|path| again(path, path, need(path))));
+    rows.extend(MASKED.map(|path| again(EMPTY, path, Need::May)));
+    rows.push(again(BOOT_ID, "/proc/sys/kernel/random/boot_id", Need::Must));
+    // Last, since what was mounted from there is not to lose its own attributes.
+    rows.push(again("/run/host", "/run/host", Need::Must));
+    rows
+}
+
+/// Something of the container once more, read-only, in a place that exists.
+fn again(from: &str, on: &str, need: Need) -> Mount {
+    Mount {
+        stage: Stage::Inner,
+        on: PathBuf::from(on),
+        kind: Kind::Bind { from: From::Inside(PathBuf::from(from)), recursive: false },
         attrs: Attrs { read_only: true, ..DATA },
-        // Which of them there are depends on the kernel; /proc/sys always is.
-        need: if path == "/proc/sys" { Need::Must } else { Need::May },
+        need,
         point: Point::Exists,
         links: Links::Refused,
-    }));
-    rows
+    }
 }
 
 #[cfg(test)]
@@ -101,7 +119,13 @@ inner /proc/bus        bind of /proc/bus inside ro nosuid nodev noexec (if possi
 inner /proc/fs         bind of /proc/fs inside ro nosuid nodev noexec (if possible)
 inner /proc/irq        bind of /proc/irq inside ro nosuid nodev noexec (if possible)
 inner /proc/scsi       bind of /proc/scsi inside ro nosuid nodev noexec (if possible)
-inner /proc/sysrq-trigger bind of /proc/sysrq-trigger inside ro nosuid nodev noexec (if possible)"
+inner /proc/sysrq-trigger bind of /proc/sysrq-trigger inside ro nosuid nodev noexec (if possible)
+inner /proc/kallsyms   bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
+inner /proc/kcore      bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
+inner /proc/keys       bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
+inner /proc/timer_list bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
+inner /proc/sys/kernel/random/boot_id bind of /run/host/proc-sys-kernel-random-boot-id inside ro nosuid nodev noexec
+inner /run/host        bind of /run/host inside ro nosuid nodev noexec"
         );
     }
 }

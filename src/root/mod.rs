@@ -9,7 +9,7 @@ mod lock;
 mod remove;
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::errors::{Verbosity, hinted};
+use crate::ids::{self, Id};
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
 use crate::spec::Start;
@@ -98,12 +99,18 @@ impl fmt::Display for Rung {
 #[derive(Debug)]
 pub struct Root {
     source: OwnedFd,
+    machine_id: Option<Id>,
     layer: Option<layer::Layer>,
     /// Held as long as the session.
     _locks: Vec<lock::Lock>,
 }
 
 impl Root {
+    /// The machine id that the tree has.
+    pub fn machine_id(&self) -> Option<&Id> {
+        self.machine_id.as_ref()
+    }
+
     /// A new mount of the root, attached nowhere yet, for one run of the container.
     pub fn mounted(&mut self) -> Result<OwnedFd> {
         match &mut self.layer {
@@ -125,15 +132,17 @@ pub fn acquire(
 ) -> Result<Root> {
     let path = spec.source();
     let source = open_source(path)?;
-    check(path, source.as_fd(), start)?;
+    let root = InRoot::new(source.try_clone().context("keeping hold of the tree")?);
+    check(path, &root, start)?;
+    let machine_id = ids::of_tree(&root);
     match spec {
         RootSpec::Directory { access, .. } => {
             let locks = lock::tree(path, source.as_fd(), *access)?;
-            Ok(Root { source, layer: None, _locks: locks })
+            Ok(Root { source, machine_id, layer: None, _locks: locks })
         }
         RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
             let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
-            Ok(Root { source, layer: Some(layer), _locks: Vec::new() })
+            Ok(Root { source, machine_id, layer: Some(layer), _locks: Vec::new() })
         }
     }
 }
@@ -154,8 +163,7 @@ fn open_source(path: &Path) -> Result<OwnedFd> {
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
 /// That there is an OS tree: with an init, one that says which OS it is; otherwise a /usr.
-fn check(path: &Path, source: BorrowedFd<'_>, start: &Start) -> Result<()> {
-    let root = InRoot::new(source.try_clone_to_owned().context("keeping hold of the tree")?);
+fn check(path: &Path, root: &InRoot, start: &Start) -> Result<()> {
     let shown = path.display();
     let (found, lacks) = match start {
         Start::Init { .. } => {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Network, Spec, Start};
+use super::{Calls, Limits, Network, Spec, Start};
 use crate::mounts::{Mount, custom, table};
 use crate::root::{Access, RootSpec};
 
@@ -55,8 +55,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     let console = if spec.wiring.pty { "pseudo-terminal" } else { "our own streams" };
     facts.push(("console", console.to_owned()));
     facts.push(("capabilities", spec.capabilities.to_string()));
-    let seccomp = if spec.seccomp { "filtered" } else { "not filtered" };
-    facts.push(("system-calls", seccomp.to_owned()));
+    facts.push(("system-calls", calls(spec.calls.as_ref())));
+    if spec.limits != Limits::default() {
+        facts.push(("limits", limits(&spec.limits)));
+    }
     facts
 }
 
@@ -88,4 +90,28 @@ fn start(start: &Start) -> String {
         Start::Command { words: command } => words(command),
         Start::Shell => "a login shell".to_owned(),
     }
+}
+
+fn calls(calls: Option<&Calls>) -> String {
+    let Some(calls) = calls else { return "not filtered".to_owned() };
+    let mut text = "filtered".to_owned();
+    for (what, names) in [("also", &calls.lists.allow), ("without", &calls.lists.deny)] {
+        if !names.is_empty() {
+            text.push_str(&format!(", {what} {}", names.join(" ")));
+        }
+    }
+    if calls.suppress_sync {
+        text.push_str(", syncing does nothing");
+    }
+    text
+}
+
+fn limits(limits: &Limits) -> String {
+    let mut words: Vec<_> = limits.resources.iter().map(ToString::to_string).collect();
+    words.extend(limits.oom_score.map(|score| format!("oom-score={score}")));
+    if !limits.cpus.is_empty() {
+        words.push(format!("cpus={:?}", limits.cpus));
+    }
+    words.extend(limits.personality.map(|personality| format!("personality={personality:?}")));
+    words.join(" ")
 }

@@ -16,7 +16,9 @@ use crate::errors::Verbosity;
 use crate::mounts::Custom;
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
-use crate::settings::value::ExitMode;
+use crate::security::limits::Personality;
+use crate::security::seccomp::CallLists;
+use crate::settings::value::{ExitMode, Rlimit};
 
 /// What will be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,14 +47,40 @@ pub struct Spec {
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
     pub capabilities: CapSet,
-    /// Whether system calls are filtered; `SYSTEMD_SECCOMP=0` says no (F-05).
-    pub seccomp: bool,
+    /// What a command of another user than root keeps of them (S-01).
+    pub ambient: CapSet,
+    /// Which system calls it may make; `None` is all of them, as `SYSTEMD_SECCOMP=0` says (F-05).
+    pub calls: Option<Calls>,
+    /// What it may use up.
+    pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
+}
+
+/// Which system calls the payload may make (S-03, E-08).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Calls {
+    /// What the user allows and denies beside the default list.
+    pub lists: CallLists,
+    /// Whether calls that wait for a disk do nothing.
+    pub suppress_sync: bool,
+}
+
+/// What the payload may use up, where that is not the default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Limits {
+    /// Resources, with soft and hard bound; a later one wins.
+    pub resources: Vec<Rlimit>,
+    /// −1000 to 1000.
+    pub oom_score: Option<i32>,
+    /// Numbers of processors.
+    pub cpus: Vec<usize>,
+    /// What `uname` says of the machine.
+    pub personality: Option<Personality>,
 }
 
 /// What runs in the container.

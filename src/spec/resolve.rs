@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Network, Spec, Start};
+use super::{Calls, Limits, Network, Spec, Start};
 use crate::console::hotkey::EscapeKey;
-use crate::console::mode::{self, ConsoleMode, Wiring};
+use crate::console::mode::{self, ConsoleMode};
 use crate::errors::{Verbosity, hinted};
 use crate::host::Host;
-use crate::mounts::{Custom, From};
+use crate::mounts::{Custom, CustomKind, From};
 use crate::root::{Access, RootSpec, Rung};
 use crate::security::caps::{CapSet, NetworkAdmin, retained};
-use crate::settings::Settings;
 use crate::settings::value::{
-    Bind, Console, CustomMount, Ephemeral, ExitMode, IdMapMode, MachineName, MountSource,
+    Bind, CapList, Console, CustomMount, Ephemeral, ExitMode, IdMapMode, MachineName, MountSource,
     PrivateUsers, Recursion, Register, StartMode, User, Volatile,
 };
+use crate::settings::{Each, Settings};
 
 /// Where machines are kept; `-M` alone searches them in this order (I-01).
 const MACHINES: [&str; 4] =
@@ -51,18 +51,19 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         _ => Verbosity::Quiet,
     };
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
-    let uuid = settings.uuid.value().map(|id| id.dashed());
     Ok(Spec {
         hostname,
-        environment: environment(settings, host, &wiring, uuid.as_deref())?,
-        uuid,
+        environment: environment(settings, host)?,
+        uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         chdir: settings.chdir.value().cloned(),
         mounts: custom_mounts(settings, host)?,
         network,
         escape_key: escape_key(settings)?,
+        ambient: ambient(settings, &start)?,
         capabilities: capabilities(settings, network)?,
-        seccomp: (host.variable)("SYSTEMD_SECCOMP").is_none_or(|value| value != "0"),
+        calls: calls(settings, host),
+        limits: limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
         machine,
@@ -95,7 +96,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.user.value().is_some_and(|user| !is_root(user)), "--uid="),
         no(s.kill_signal.is_said(), "--kill-signal="),
         no(s.notify_ready.is_yes(), "--notify-ready="),
-        no(s.suppress_sync.is_yes(), "--suppress-sync="),
         no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
@@ -116,22 +116,15 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.zone.is_said(), "--network-zone="),
         no(s.network_namespace.is_said(), "--network-namespace-path="),
         no(s.ports.is_said(), "--port="),
-        no(s.ambient_capabilities.is_said(), "--ambient-capability="),
-        no(s.syscalls.is_said(), "--system-call-filter="),
         no(s.address_families.is_said(), "--restrict-address-families="),
         no(s.selinux_context.is_said(), "--selinux-context="),
         no(s.selinux_apifs_context.is_said(), "--selinux-apifs-context="),
-        no(s.rlimits.is_said(), "--rlimit="),
-        no(s.oom_score_adjust.is_said(), "--oom-score-adjust="),
-        no(s.cpu_affinity.is_said(), "--cpu-affinity="),
-        no(s.personality.is_said(), "--personality="),
         no(s.resolv_conf.is_said(), "--resolv-conf="),
         no(s.timezone.is_said(), "--timezone="),
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
         no(s.credentials.is_said(), "--set-credential= and --load-credential="),
-        no(mounts(|mount| matches!(mount, CustomMount::Tmpfs(_))), "--tmpfs="),
         no(mounts(|mount| matches!(mount, CustomMount::Overlay(_))), "--overlay="),
         no(mounts(|mount| matches!(mount, CustomMount::Inaccessible(_))), "--inaccessible="),
     ];
@@ -283,14 +276,50 @@ fn escape_key(settings: &Settings) -> Result<EscapeKey> {
     }
 }
 
+fn union(lists: &Each<CapList>, option: &'static str) -> Result<CapSet> {
+    lists
+        .values()
+        .try_fold(CapSet::EMPTY, |all, list| list.to_string().parse().map(|set| all.union(set)))
+        .context(option)
+}
+
+fn ambient(settings: &Settings, start: &Start) -> Result<CapSet> {
+    let ambient = union(&settings.ambient_capabilities, "--ambient-capability=")?;
+    ensure!(
+        ambient.is_empty() || !matches!(start, Start::Init { .. }),
+        hinted(
+            "--ambient-capability= and --boot exclude each other",
+            "an init gives capabilities to its services itself",
+        )
+    );
+    Ok(ambient)
+}
+
+fn calls(settings: &Settings, host: &Host) -> Option<Calls> {
+    if (host.variable)("SYSTEMD_SECCOMP").is_some_and(|value| value == "0") {
+        return None;
+    }
+    let mut calls = Calls { suppress_sync: settings.suppress_sync.is_yes(), ..Calls::default() };
+    for rule in settings.syscalls.values() {
+        calls.lists.add(&rule.to_string());
+    }
+    Some(calls)
+}
+
+fn limits(settings: &Settings) -> Result<Limits> {
+    let personality = settings.personality.value().map(|name| name.word().parse());
+    let cpus = settings.cpu_affinity.value().map(|list| list.cpus().map(usize::from).collect());
+    Ok(Limits {
+        resources: settings.rlimits.values().cloned().collect(),
+        oom_score: settings.oom_score_adjust.value().map(|score| i32::from(score.0)),
+        cpus: cpus.unwrap_or_default(),
+        personality: personality.transpose().context("--personality=")?,
+    })
+}
+
 fn capabilities(settings: &Settings, network: Network) -> Result<CapSet> {
-    let union = |lists: &crate::settings::Each<crate::settings::value::CapList>| {
-        lists
-            .values()
-            .try_fold(CapSet::EMPTY, |all, list| list.to_string().parse().map(|set| all.union(set)))
-    };
-    let added = union(&settings.capabilities).context("--capability=")?;
-    let dropped = union(&settings.drop_capabilities).context("--drop-capability=")?;
+    let added = union(&settings.capabilities, "--capability=")?;
+    let dropped = union(&settings.drop_capabilities, "--drop-capability=")?;
     let admin = match network {
         Network::Host => NetworkAdmin::HostNetwork,
         Network::Private => NetworkAdmin::OwnNetwork,
@@ -299,24 +328,14 @@ fn capabilities(settings: &Settings, network: Network) -> Result<CapSet> {
 }
 
 /// From scratch; of the caller's only TERM, and what it asks for by name (ENV-01…05, E-04).
-fn environment(
-    settings: &Settings,
-    host: &Host,
-    wiring: &Wiring,
-    uuid: Option<&str>,
-) -> Result<Vec<(String, String)>> {
+fn environment(settings: &Settings, host: &Host) -> Result<Vec<(String, String)>> {
     let mut variables = vec![
         ("PATH".to_owned(), PATH.to_owned()),
         ("container".to_owned(), "systemd-nspawn".to_owned()),
     ];
     let of_caller = |name: &str| (host.variable)(name).and_then(|value| value.into_string().ok());
-    if wiring.pty
-        && let Some(term) = of_caller("TERM")
-    {
+    if let Some(term) = of_caller("TERM") {
         variables.push(("TERM".to_owned(), term));
-    }
-    if let Some(uuid) = uuid {
-        variables.push(("container_uuid".to_owned(), uuid.to_owned()));
     }
     for entry in settings.environment.values() {
         let name = entry.name.to_string();
@@ -336,11 +355,16 @@ fn environment(
 }
 
 fn custom_mounts(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
-    let binds = settings.mounts.values().filter_map(|mount| match mount {
-        CustomMount::Bind(bind) => Some(bind),
-        _ => None,
+    let wanted = settings.mounts.values().filter_map(|mount| match mount {
+        CustomMount::Bind(bind) => Some(custom_bind(bind, host)),
+        CustomMount::Tmpfs(tmpfs) => Some(Ok(Custom {
+            on: tmpfs.destination.clone(),
+            kind: CustomKind::Tmpfs { options: tmpfs.options.clone() },
+        })),
+        // Refused above.
+        CustomMount::Overlay(_) | CustomMount::Inaccessible(_) => None,
     });
-    binds.map(|bind| custom_bind(bind, host)).collect()
+    wanted.collect()
 }
 
 fn custom_bind(bind: &Bind, host: &Host) -> Result<Custom> {
@@ -376,7 +400,10 @@ fn custom_bind(bind: &Bind, host: &Host) -> Result<Custom> {
         }
     };
     let recursive = bind.options.recursion == Recursion::Recursive;
-    Ok(Custom { from, on: bind.destination.clone(), recursive, read_only: bind.read_only })
+    Ok(Custom {
+        on: bind.destination.clone(),
+        kind: CustomKind::Bind { from, recursive, read_only: bind.read_only },
+    })
 }
 
 #[cfg(test)]

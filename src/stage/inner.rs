@@ -23,14 +23,16 @@ use super::payload;
 use super::protocol::{FromInner, ToInner};
 use crate::console::pty;
 use crate::errors::Report;
+use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Stage};
 use crate::security::{caps, limits, seccomp};
+use crate::settings::value::Limit;
 use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
-pub(super) fn run(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
+pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>) -> Result<()> {
     keep_only(&[link.as_fd()]).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
@@ -45,7 +47,7 @@ pub(super) fn run(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
     // What the payload mounts spreads among its own namespaces, as on a machine that systemd booted.
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
     mount_change("/", shared).context("sharing the container's mounts inside")?;
-    shed_what_is_inherited(&root)?;
+    shed_what_is_inherited(spec, &root)?;
     drop(root);
     link.send(&FromInner::Ready, None)?;
     match link.recv()? {
@@ -53,7 +55,7 @@ pub(super) fn run(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
         None => bail!("the supervisor is gone"),
     }
     give_up_privileges(spec, link)?;
-    let refusal = payload::exec(spec);
+    let refusal = payload::exec(spec, machine_id);
     let report = Report::of(&refusal.error);
     link.send(&FromInner::NoExec(report, refusal.errno), None)
 }
@@ -97,31 +99,43 @@ fn connect_console(spec: &Spec, root: &InRoot, link: &Link<FromInner, ToInner>) 
     pty::attach(Some(console.slave), &spec.wiring)
 }
 
-/// Limits, keyring and audit id of whoever called us are not the payload's (E-10, NS-03).
-fn shed_what_is_inherited(root: &InRoot) -> Result<()> {
-    limits::Limits::boot_defaults().apply()?;
+/// Limits, keyring and audit id of whoever called us are not the payload's (E-10, NS-03, R-01).
+fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
+    let mut defaults = limits::Limits::boot_defaults();
+    for limit in &spec.limits.resources {
+        let bound = |limit: Limit| (limit != Limit::INFINITY).then_some(limit.0);
+        defaults.override_with(limit.resource.kernel(), bound(limit.soft), bound(limit.hard))?;
+    }
+    defaults.apply().context("--rlimit=")?;
+    if !spec.limits.cpus.is_empty() {
+        limits::set_cpu_affinity(&spec.limits.cpus).context("--cpu-affinity=")?;
+    }
+    if let Some(personality) = spec.limits.personality {
+        limits::set_personality(personality).context("--personality=")?;
+    }
     limits::join_own_keyring()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let proc = root
         .open(Path::new("/proc"), Links::Refused, flags)
         .context("opening the container's /proc")?;
+    if let Some(score) = spec.limits.oom_score {
+        limits::set_oom_score(&proc, score).context("--oom-score-adjust=")?;
+    }
     limits::reset_login_uid(&proc)?;
     Ok(())
 }
 
 /// In the order in which each step can still be taken: the filter needs CAP_SYS_ADMIN.
 fn give_up_privileges(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
-    if spec.seccomp && seccomp::is_available() {
+    if let Some(calls) = spec.calls.as_ref().filter(|_| seccomp::is_available()) {
         let extras = seccomp::Extras {
             shares_terminal: spec.wiring.exposes_terminal,
-            ..seccomp::Extras::default()
+            suppress_sync: calls.suppress_sync,
         };
-        let program =
-            seccomp::Program::new(spec.capabilities, &seccomp::CallLists::default(), extras)
-                .context("making the system call filter")?;
-        seccomp::load(&program).context("loading the system call filter")?;
+        let program = seccomp::Program::new(spec.capabilities, &calls.lists, extras)?;
+        seccomp::load(&program)?;
     }
-    caps::apply(spec.capabilities, caps::CapSet::EMPTY, payload::become_root)?;
+    caps::apply(spec.capabilities, spec.ambient, payload::become_root)?;
     tie_to_supervisor(link)?;
     if spec.no_new_privileges {
         limits::set_no_new_privs()?;

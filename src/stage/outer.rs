@@ -18,6 +18,7 @@ use super::link::Link;
 use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
 use super::{Parent, fork, inner};
 use crate::errors::Report;
+use crate::ids::Ids;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Stage};
 use crate::root::Access;
@@ -30,6 +31,7 @@ use crate::tree;
 /// What [`run`] is given by inheritance.
 pub(super) struct Outer<'a> {
     pub(super) spec: &'a Spec,
+    pub(super) ids: &'a Ids,
     /// The root, attached nowhere yet.
     pub(super) root: OwnedFd,
     pub(super) link: &'a Link<FromOuter, ToOuter>,
@@ -37,7 +39,7 @@ pub(super) struct Outer<'a> {
 }
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
-    let Outer { spec, root, link, inner_link } = outer;
+    let Outer { spec, ids, root, link, inner_link } = outer;
     let kept = [root.as_fd(), link.as_fd(), inner_link.as_fd()];
     keep_only(&kept).context("closing what this stage does not need")?;
     set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
@@ -55,12 +57,13 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let rows = mounts::table();
     mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
+    tree::host_files(&tree, ids)?;
     mounts::apply(&mounts::custom(&spec.mounts), Stage::Outer, &tree)?;
     switch_root(&tree)?;
     let child = fork(
         namespaces(spec),
         Parent::OurParent,
-        || inner::run(spec, inner_link),
+        || inner::run(spec, &ids.machine, inner_link),
         |error| inner::tell(inner_link, &error),
     )
     .context("making the container's namespaces")?;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::Mode;
 
 use crate::errors::hinted;
+use crate::ids::Id;
 use crate::spec::{Spec, Start};
 use crate::sys::process::reset_signals;
 
@@ -40,7 +41,7 @@ pub(super) fn become_root() -> Result<()> {
 }
 
 /// Executes what the spec names; comes back only with a refusal.
-pub(super) fn exec(spec: &Spec) -> Refusal {
+pub(super) fn exec(spec: &Spec, machine_id: &Id) -> Refusal {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     if let Err(error) = enter_directory(spec) {
         return Refusal { error, errno: None };
@@ -48,7 +49,7 @@ pub(super) fn exec(spec: &Spec) -> Refusal {
     reset_signals();
     match &spec.start {
         Start::Command { words } => {
-            let error = command(spec, &words[0], &words[0]).args(&words[1..]).exec();
+            let error = command(spec, machine_id, &words[0], &words[0]).args(&words[1..]).exec();
             let shown = words[0].to_string_lossy();
             let hint = match error.raw_os_error() {
                 Some(libc::ENOENT) if !shown.contains('/') => {
@@ -66,11 +67,11 @@ pub(super) fn exec(spec: &Spec) -> Refusal {
         Start::Init { arguments } => {
             let tries = INITS.map(|init| (init, init));
             let tried = INITS.join(", ");
-            let error = first(spec, &tries, |command| command.args(arguments).exec());
+            let error = first(spec, machine_id, &tries, |command| command.args(arguments).exec());
             refusal(error, format!("executing an init, of {tried}"), String::new())
         }
         Start::Shell => {
-            let error = first(spec, &SHELLS, Command::exec);
+            let error = first(spec, machine_id, &SHELLS, Command::exec);
             let hint = "name a command that the tree has".to_owned();
             refusal(error, "executing a shell, /bin/bash or /bin/sh".to_owned(), hint)
         }
@@ -88,12 +89,13 @@ fn refusal(error: io::Error, what: String, hint: String) -> Refusal {
 /// Executes the first program that exists; the error is that of the last one tried.
 fn first(
     spec: &Spec,
+    machine_id: &Id,
     programs: &[(&str, &str)],
     exec: impl Fn(&mut Command) -> io::Error,
 ) -> io::Error {
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
     for (path, name) in programs {
-        last = exec(&mut command(spec, path.as_ref(), name.as_ref()));
+        last = exec(&mut command(spec, machine_id, path.as_ref(), name.as_ref()));
         if last.raw_os_error() != Some(libc::ENOENT) {
             break;
         }
@@ -101,12 +103,13 @@ fn first(
     last
 }
 
-/// A command with the payload's environment: what the spec says, and who it runs as where it does not say
-/// otherwise (ENV-02, ENV-05).
-fn command(spec: &Spec, program: &OsStr, name: &OsStr) -> Command {
+/// A command with the payload's environment: what the spec says, and who and where it is if the spec does
+/// not say otherwise (ENV-02, ENV-05, E-09).
+fn command(spec: &Spec, machine_id: &Id, program: &OsStr, name: &OsStr) -> Command {
     let mut command = Command::new(program);
     command.arg0(name).env_clear();
     command.env("HOME", HOME).env("USER", "root").env("LOGNAME", "root");
+    command.env("container_uuid", machine_id);
     command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
     command
 }

@@ -132,10 +132,11 @@ struct Boot<'a> {
 
 impl<'a> Boot<'a> {
     fn start(spec: &'a Spec, session: &mut Session) -> Result<Self> {
+        let ids = session.ids()?;
         let root = session.root().mounted()?;
         let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
         let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
-        let outer = Outer { spec, root, link: &outer_link, inner_link: &inner_link };
+        let outer = Outer { spec, ids: &ids, root, link: &outer_link, inner_link: &inner_link };
         let child = fork(
             libc::CLONE_NEWNS,
             Parent::Us,

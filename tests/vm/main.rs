@@ -6,9 +6,37 @@ use std::process::ExitCode;
 
 use harness::guest::suite::Suite;
 
+mod bind;
+mod caps;
+mod cleanup;
+mod console;
 mod directory;
+mod ephemeral;
+mod errors;
+mod exit;
+mod explain;
+mod hostile;
+mod locks;
+mod loopfs;
+mod mounts;
 
-const SUITE: Suite = Suite { tables: &[directory::CASES], launcher: env!("CARGO_BIN_EXE_rspawn") };
+const SUITE: Suite = Suite {
+    tables: &[
+        directory::CASES,
+        exit::CASES,
+        mounts::CASES,
+        caps::CASES,
+        bind::CASES,
+        ephemeral::CASES,
+        locks::CASES,
+        console::CASES,
+        errors::CASES,
+        explain::CASES,
+        hostile::CASES,
+        cleanup::CASES,
+    ],
+    launcher: env!("CARGO_BIN_EXE_rspawn"),
+};
 
 fn main() -> ExitCode {
     SUITE.main()

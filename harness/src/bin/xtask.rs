@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
-use harness::xtask::{ci, doctor, images, kernels, setup, try_it, vm_shell, vm_test};
+use harness::xtask::{bench, ci, doctor, images, kernels, setup, try_it, vm_shell, vm_test};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Builds, tests and looks after rspawn")]
@@ -34,6 +34,8 @@ enum Verb {
     VmTest(Box<vm_test::Options>),
     /// Open a shell in a guest, with rspawn on its PATH
     VmShell(vm_shell::Options),
+    /// Measure how long rspawn takes to start, beside other launchers
+    Bench(bench::Options),
     /// Do everything that CI does
     Ci,
     /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
@@ -69,6 +71,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             return vm_test::run(&workspace, mirror, options);
         }
         Verb::VmShell(options) => return vm_shell::run(&workspace, mirror, options),
+        Verb::Bench(options) => return bench::run(&workspace, mirror, options),
         Verb::Ci => return ci::run(&workspace, mirror),
         Verb::Try { command } => return try_it::run(&workspace, command),
     }

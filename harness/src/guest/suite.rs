@@ -67,6 +67,8 @@ impl Suite {
                     self.find(name).with_context(|| format!("no case is named \"{name}\""))?;
                 runner::run_here(case)
             }
+            // A payload that dies of the processor's trap (SIGILL), which no process can ignore.
+            ["--crash"] => super::sys::crash(),
             ["--probe"] => probe::print().map(|()| true),
             ["--list-json"] => {
                 let listing: Vec<Listing> = self.cases().map(Case::listing).collect();
@@ -130,6 +132,12 @@ impl Suite {
             .prefix("vm-here-")
             .tempdir_in(&parent)
             .with_context(|| format!("making a scratch directory in {}", parent.display()))?;
+        // Cases look at their trees as other users too.
+        std::fs::set_permissions(
+            scratch.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .context("opening the scratch directory to all")?;
         init::place_probe(scratch.path())?;
         let launcher =
             env::var_os("VM_LAUNCHER").map_or_else(|| self.launcher.into(), PathBuf::from);

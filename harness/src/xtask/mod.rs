@@ -1,5 +1,6 @@
 //! The sub-commands of `cargo xtask`, one file each, and what they share.
 
+pub mod bench;
 pub mod ci;
 pub mod doctor;
 pub mod images;

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -27,6 +28,23 @@ const WITHOUT_TERMINAL: [&str; 3] = [
 /// When something is missing or does not build, and when rspawn cannot be started.
 pub fn run(workspace: &Workspace, command: &[OsString]) -> Result<ExitCode> {
     setup::run(Scope::Launcher)?;
+    let mut rspawn = Command::new(build_launcher(workspace)?);
+    rspawn.args(["-x", "-D", "/"]);
+    if !command.is_empty() {
+        rspawn.args(command);
+    } else if !std::io::stdin().is_terminal() {
+        rspawn.args(WITHOUT_TERMINAL);
+    }
+    say(&format!("try: {}", tool::display(&rspawn)));
+    // Nothing of this process is needed after, and its exit code should be rspawn's.
+    Err(rspawn.exec()).context("running rspawn")
+}
+
+/// Builds rspawn as people get it and returns where it is.
+///
+/// # Errors
+/// When it does not build.
+pub(super) fn build_launcher(workspace: &Workspace) -> Result<PathBuf> {
     let mut cargo = tool::command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     cargo.current_dir(workspace.root()).args([
         "build",
@@ -37,14 +55,5 @@ pub fn run(workspace: &Workspace, command: &[OsString]) -> Result<ExitCode> {
         "rspawn",
     ]);
     tool::visible(&mut cargo).context("building rspawn")?;
-    let mut rspawn = Command::new(workspace.target().join("release/rspawn"));
-    rspawn.args(["-x", "-D", "/"]);
-    if !command.is_empty() {
-        rspawn.args(command);
-    } else if !std::io::stdin().is_terminal() {
-        rspawn.args(WITHOUT_TERMINAL);
-    }
-    say(&format!("try: {}", tool::display(&rspawn)));
-    // Nothing of this process is needed after, and its exit code should be rspawn's.
-    Err(rspawn.exec()).context("running rspawn")
+    Ok(workspace.target().join("release/rspawn"))
 }

@@ -82,6 +82,29 @@ impl Resource {
         (Self::Rttime, "RTTIME"),
     ];
 
+    /// The resource as setrlimit(2) takes it.
+    pub fn kernel(self) -> rustix::process::Resource {
+        use rustix::process::Resource as Kernel;
+        match self {
+            Self::Cpu => Kernel::Cpu,
+            Self::Fsize => Kernel::Fsize,
+            Self::Data => Kernel::Data,
+            Self::Stack => Kernel::Stack,
+            Self::Core => Kernel::Core,
+            Self::Rss => Kernel::Rss,
+            Self::Nofile => Kernel::Nofile,
+            Self::As => Kernel::As,
+            Self::Nproc => Kernel::Nproc,
+            Self::Memlock => Kernel::Memlock,
+            Self::Locks => Kernel::Locks,
+            Self::Sigpending => Kernel::Sigpending,
+            Self::Msgqueue => Kernel::Msgqueue,
+            Self::Nice => Kernel::Nice,
+            Self::Rtprio => Kernel::Rtprio,
+            Self::Rttime => Kernel::Rttime,
+        }
+    }
+
     /// The name without `RLIMIT_`.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(resource, _)| *resource == self).map_or("", |(_, name)| name)

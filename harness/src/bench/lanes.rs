@@ -1,0 +1,148 @@
+//! What is compared? One row for each program, with the command line that makes it start the same container: the tree
+//! as its root, its own mounts, processes, host name, IPC and cgroup view, the host's network, and no cgroup manager,
+//! terminal or log where the program can do without.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::tool;
+
+use super::oci;
+
+/// Where everything is.
+#[derive(Debug)]
+pub struct Place {
+    /// The container's root.
+    pub tree: PathBuf,
+    /// The program of `floor.rs`.
+    pub floor: PathBuf,
+    /// What all this is about.
+    pub rspawn: PathBuf,
+    /// For what programs need beside the tree; it is empty, and nobody else's.
+    pub scratch: PathBuf,
+}
+
+/// Something that takes a turn in each round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The least that makes the container.
+    Floor,
+    /// The launcher of this workspace.
+    Rspawn,
+    /// bwrap(1).
+    Bubblewrap,
+    /// crun(1).
+    Crun,
+    /// runc(8).
+    Runc,
+    /// systemd-nspawn(1).
+    Nspawn,
+    /// The payload without a container: what starting and waiting costs by itself.
+    Bare,
+    /// rspawn up to its `Spec`, which it then prints: program start, command line and settings.
+    Spec,
+}
+
+impl Lane {
+    /// Those that make a container. The floor is first.
+    pub const CONTAINERS: [Self; 6] =
+        [Self::Floor, Self::Rspawn, Self::Bubblewrap, Self::Crun, Self::Runc, Self::Nspawn];
+
+    /// Those that tell where the time goes.
+    pub const PARTS: [Self; 2] = [Self::Bare, Self::Spec];
+
+    /// As reports have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor",
+            Self::Rspawn => "rspawn",
+            Self::Bubblewrap => "bubblewrap",
+            Self::Crun => "crun",
+            Self::Runc => "runc",
+            Self::Nspawn => "systemd-nspawn",
+            Self::Bare => "payload alone",
+            Self::Spec => "rspawn --explain",
+        }
+    }
+
+    /// The program to look for, of those that are not ours.
+    #[must_use]
+    pub fn foreign(self) -> Option<&'static str> {
+        match self {
+            Self::Bubblewrap => Some("bwrap"),
+            Self::Crun => Some("crun"),
+            Self::Runc => Some("runc"),
+            Self::Nspawn => Some("systemd-nspawn"),
+            Self::Floor | Self::Rspawn | Self::Bare | Self::Spec => None,
+        }
+    }
+
+    /// The command that runs `payload`, an absolute path and its arguments.
+    ///
+    /// # Errors
+    /// When a file that the program needs cannot be written.
+    pub fn command(self, place: &Place, payload: &[&str]) -> Result<Command> {
+        let mut command = match self {
+            Self::Floor => Command::new(&place.floor),
+            Self::Rspawn | Self::Spec => Command::new(&place.rspawn),
+            Self::Bare => Command::new(payload[0]),
+            Self::Bubblewrap | Self::Crun | Self::Runc | Self::Nspawn => {
+                tool::command(self.foreign().unwrap_or_else(|| self.name()))
+            }
+        };
+        match self {
+            Self::Floor => command.arg(&place.tree).args(payload),
+            Self::Rspawn => command.args(["-q", "-D"]).arg(&place.tree).args(payload),
+            Self::Spec => command.args(["--explain", "-q", "-D"]).arg(&place.tree).args(payload),
+            Self::Bare => command.args(&payload[1..]),
+            // The tree first: bubblewrap mounts in the order of its options.
+            Self::Bubblewrap => command
+                .args(["--unshare-pid", "--unshare-uts", "--unshare-ipc", "--unshare-cgroup-try"])
+                .arg("--bind")
+                .arg(&place.tree)
+                .args(["/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"])
+                .args(["--tmpfs", "/tmp"])
+                .args(payload),
+            Self::Crun | Self::Runc => {
+                let dir = place.scratch.join(format!("{}-{}", self.name(), payload.len()));
+                let bundle = oci::bundle(&dir, &place.tree, payload)?;
+                let id = format!("rspawn-bench-{}", std::process::id());
+                command.arg("--root").arg(place.scratch.join("state"));
+                command.args(["run", "--bundle"]).arg(bundle).arg(id)
+            }
+            // The last three leave the tree's own files alone; rspawn does not touch them either.
+            Self::Nspawn => command
+                .args(["-q", "--register=no", "--keep-unit"])
+                .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no", "-D"])
+                .arg(&place.tree)
+                .args(payload),
+        };
+        Ok(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_container_runs_the_payload_in_the_tree() {
+        let scratch = tempfile::tempdir().unwrap();
+        let place = Place {
+            tree: PathBuf::from("/the/tree"),
+            floor: PathBuf::from("/floor"),
+            rspawn: PathBuf::from("/rspawn"),
+            scratch: scratch.path().to_owned(),
+        };
+        for lane in Lane::CONTAINERS {
+            let command = lane.command(&place, &["/bin/payload", "x"]).unwrap();
+            let mut said = tool::display(&command);
+            let config = scratch.path().join(format!("{}-2/config.json", lane.name()));
+            said.push_str(&std::fs::read_to_string(config).unwrap_or_default());
+            assert!(said.contains("/the/tree") && said.contains("/bin/payload"), "{said}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What is left when the launcher is killed: nothing that lives, and nothing that the next start does not remove.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use harness::case::Need;
+use harness::cases;
+use harness::fixture::tree::Builder;
+use harness::guest::Guest;
+use harness::guest::observe::entries;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+
+cases![
+    kill_9_of_the_launcher_kills_the_payload,
+    kill_9_while_setting_up_leaves_no_process: [] within 60,
+    the_next_start_removes_a_killed_ones_copy,
+    the_next_start_removes_a_killed_ones_snapshot: [Need::Fs("btrfs")],
+    a_running_ones_copy_is_not_removed,
+];
+
+const STAY: &str = "echo up; exec sleep 1000";
+
+/// R7. The event is the end of each process; the bound only turns a hang into a message.
+fn kill_9_of_the_launcher_kills_the_payload(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    killed_with_its_launcher(t, &tree, "sleep 1000 & setsid sleep 1000 & echo up; exec sleep 1000")
+}
+
+fn killed_with_its_launcher(
+    t: &Guest,
+    tree: &harness::fixture::tree::Tree,
+    script: &str,
+) -> Result<()> {
+    let mut running = t.container(tree).start(script)?;
+    running.next_line()?;
+    let mut watched = Vec::new();
+    for payload in running.payload()? {
+        let pid = Pid::from_raw(i32::try_from(payload)?).context("a process without number")?;
+        // One that ended meanwhile is not there to be watched.
+        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
+            watched.push((payload, fd));
+        }
+    }
+    running.signal(Signal::KILL)?;
+    for (pid, fd) in &watched {
+        let bound = Timespec { tv_sec: 15, tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&bound)).context("waiting")?;
+        ensure!(ended == 1, "process {pid} of the container lives on");
+    }
+    running.end()?;
+    sweep(t)
+}
+
+/// A killed launcher may leave files; the next start on the same tree removes them, and the leftovers check of the
+/// case sees whether it did.
+fn sweep(t: &Guest) -> Result<()> {
+    for path in entries(t.scratch())? {
+        if path.is_dir() && path.ends_with("tree") {
+            t.container_at(&path).arg("-x").sh("true")?.succeeds()?;
+            t.container_at(&path).sh("true")?.succeeds()?;
+        }
+    }
+    Ok(())
+}
+
+/// R8: at moments spread over the set-up. The leftovers check finds processes, mounts and devices.
+fn kill_9_while_setting_up_leaves_no_process(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    for step in 0..12_u64 {
+        let running = t.container(&tree).arg("-x").start("sleep 1000")?;
+        // The moment is what is varied, there is no event to wait for.
+        std::thread::sleep(std::time::Duration::from_millis(step * step));
+        running.signal(Signal::KILL)?;
+    }
+    sweep(t)
+}
+
+/// 2.6 of the architecture: stale is what nobody holds the lock of.
+fn the_next_start_removes_a_killed_ones_copy(t: &Guest) -> Result<()> {
+    swept(t, t.tree())
+}
+
+fn the_next_start_removes_a_killed_ones_snapshot(t: &Guest) -> Result<()> {
+    swept(t, t.tree().subvolume())
+}
+
+fn swept(t: &Guest, builder: Builder) -> Result<()> {
+    let tree = builder.build()?;
+    let mut running = t.container(&tree).arg("-x").start(STAY)?;
+    running.next_line()?;
+    running.signal(Signal::KILL)?;
+    running.end()?;
+    t.container(&tree).arg("-x").sh("true")?.succeeds()?;
+    ensure!(copies(t.scratch())? == 0, "a killed one's copy is still beside the tree");
+    Ok(())
+}
+
+/// The reverse of the two above: a copy in use is not stale.
+fn a_running_ones_copy_is_not_removed(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let mut running = t
+        .container(&tree)
+        .arg("-x")
+        .start("echo kept > /kept; echo up; cat > /dev/null; cat /kept")?;
+    running.next_line()?;
+    t.container(&tree).arg("-x").sh("true")?.succeeds()?;
+    running.end()?.prints("kept")?;
+    Ok(())
+}
+
+fn copies(dir: &Path) -> Result<usize> {
+    let hidden = |path: &std::path::PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".#"))
+    };
+    Ok(entries(dir)?.iter().filter(|path| hidden(path)).count())
+}
