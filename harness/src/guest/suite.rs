@@ -23,6 +23,8 @@ pub struct Suite {
     pub tables: &'static [&'static [Case]],
     /// The launcher that cargo built beside the suite, for runs without a guest.
     pub launcher: &'static str,
+    /// The checkout it was built from: its lanes are checked against the cases' needs.
+    pub sources: &'static str,
 }
 
 const HELP: &str = "\
@@ -102,7 +104,8 @@ impl Suite {
     /// What plain `cargo test` does: no closing line, because nothing was run.
     fn check(&self) -> Result<()> {
         let count = self.check_tables()?;
-        let workspace = Workspace::find();
+        let sources = Path::new(self.sources);
+        let workspace = Workspace::at(sources, &sources.join("target"));
         let path = workspace.file("qemu/lanes.toml");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("reading {}", path.display()))?;
