@@ -36,6 +36,7 @@ const SUITE: Suite = Suite {
         cleanup::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
+    sources: env!("CARGO_MANIFEST_DIR"),
 };
 
 fn main() -> ExitCode {

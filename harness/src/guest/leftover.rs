@@ -11,7 +11,7 @@ use anyhow::Result;
 use super::observe::{entries, mounts_of, name_of};
 
 /// Directories of the launcher that stay once they were made; what is in them does not.
-const FIXED_DIRS: &[&str] = &["/run/rspawn", "/run/rspawn/locks"];
+const FIXED_DIRS: &[&str] = &["/run/rspawn", "/run/rspawn/locks", "/run/rspawn/root"];
 
 /// Everything that a case could leave behind, one line per thing.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -106,6 +106,16 @@ pub fn print() -> Result<()> {
     Ok(())
 }
 
+/// Sets the immutable flag of a file (ioctl_iflags(2)); no static program of Debian does.
+///
+/// # Errors
+/// When the file cannot be opened or its file system has no such flag.
+pub fn make_immutable(path: &Path) -> Result<()> {
+    let what = || format!("making {} immutable", path.display());
+    let file = std::fs::File::open(path).with_context(what)?;
+    rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::IMMUTABLE).with_context(what)
+}
+
 /// The probe's copy for a case's scratch directory.
 pub(crate) fn stored_beside(scratch: &Path) -> std::path::PathBuf {
     scratch.parent().unwrap_or(scratch).join(STORED)

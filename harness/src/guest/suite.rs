@@ -11,7 +11,10 @@ use super::runner::{self, Place};
 use super::{Subject, agent, fault, init, probe};
 use crate::build_id;
 use crate::case::{Case, Listing};
+use crate::kernels;
+use crate::matrix::{self, Lanes};
 use crate::report::event::Verdict;
+use crate::workspace::Workspace;
 
 /// All the cases, and what is needed to run them in place.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +23,8 @@ pub struct Suite {
     pub tables: &'static [&'static [Case]],
     /// The launcher that cargo built beside the suite, for runs without a guest.
     pub launcher: &'static str,
+    /// The checkout it was built from: its lanes are checked against the cases' needs.
+    pub sources: &'static str,
 }
 
 const HELP: &str = "\
@@ -69,6 +74,7 @@ impl Suite {
             }
             // A payload that dies of the processor's trap (SIGILL), which no process can ignore.
             ["--crash"] => super::sys::crash(),
+            ["--make-immutable", path] => probe::make_immutable(Path::new(path)).map(|()| true),
             ["--probe"] => probe::print().map(|()| true),
             ["--list-json"] => {
                 let listing: Vec<Listing> = self.cases().map(Case::listing).collect();
@@ -98,6 +104,17 @@ impl Suite {
     /// What plain `cargo test` does: no closing line, because nothing was run.
     fn check(&self) -> Result<()> {
         let count = self.check_tables()?;
+        let sources = Path::new(self.sources);
+        let workspace = Workspace::at(sources, &sources.join("target"));
+        let path = workspace.file("qemu/lanes.toml");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        let lanes: Lanes = toml::from_str(&text).context("reading the lanes")?;
+        let versions: Vec<(String, (u32, u32))> =
+            kernels::rows(&workspace)?.into_iter().map(|row| (row.name, row.version)).collect();
+        let listing: Vec<Listing> = self.cases().map(Case::listing).collect();
+        let nowhere = covered_nowhere(&listing, &lanes, &versions);
+        ensure!(nowhere.is_empty(), "no cell of any lane can run {}", nowhere.join(", "));
         println!(
             "vm: the tables of {count} cases are sound; they run inside a guest: cargo xtask vm-test"
         );
@@ -171,6 +188,25 @@ impl Suite {
     }
 }
 
+/// The cases that no cell of any lane would run.
+fn covered_nowhere(
+    cases: &[Listing],
+    lanes: &Lanes,
+    versions: &[(String, (u32, u32))],
+) -> Vec<String> {
+    let mut nowhere: BTreeSet<String> = cases.iter().map(|case| case.name.clone()).collect();
+    for lane in lanes.values() {
+        let kernels: Vec<_> =
+            versions.iter().filter(|(name, _)| lane.kernels.contains(name)).cloned().collect();
+        for job in matrix::plan(cases, &kernels, &lane.fs, &[]).jobs {
+            for case in job.cases {
+                nowhere.remove(&case.name);
+            }
+        }
+    }
+    nowhere.into_iter().collect()
+}
+
 fn indent(verdict: &Verdict) -> String {
     let lines = match verdict {
         Verdict::Failed { chain } => chain.clone(),
@@ -180,4 +216,25 @@ fn indent(verdict: &Verdict) -> String {
         other => vec![format!("{other:?}")],
     };
     lines.iter().map(|line| format!("    {}\n", line.replace('\n', "\n      "))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::ListedNeed;
+
+    #[test]
+    fn a_case_whose_need_no_lane_meets_is_named() {
+        let case =
+            |name: &str, need| Listing { name: name.to_owned(), needs: vec![need], timeout_s: 1 };
+        let cases = [
+            case("on ext4", ListedNeed::Fs("ext4".to_owned())),
+            case("on zfs", ListedNeed::Fs("zfs".to_owned())),
+            case("new", ListedNeed::Kernel(6, 1)),
+            case("too new", ListedNeed::Kernel(6, 2)),
+        ];
+        let lanes: Lanes = toml::from_str("[quick]\nkernels = [\"k\"]\nfs = [\"ext4\"]\n").unwrap();
+        let nowhere = covered_nowhere(&cases, &lanes, &[("k".to_owned(), (6, 1))]);
+        assert_eq!(nowhere, ["on zfs", "too new"]);
+    }
 }
