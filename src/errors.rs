@@ -1,7 +1,7 @@
 //! How does an error reach the user? As one line that is a chain of what was being done, and one hint.
 //!
 //! Errors are `anyhow` chains. What the user can do about one is a [`Hinted`] anywhere in it. Only the
-//! supervisor prints (see [`report`]); a child sends a [`Report`].
+//! supervisor prints errors; a child sends it a [`Report`].
 
 use std::fmt;
 

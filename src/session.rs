@@ -1,16 +1,12 @@
 //! What is held while a container runs and over its reboots: its root with the locks, and what must be
 //! taken back at the end.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::ids::{self, Id, Ids};
 use crate::root::{self, Root};
 use crate::spec::Spec;
 use crate::undo::Undo;
-
-/// Where the root is attached in the container's own mount namespace. All runs share the place, since no
-/// other namespace sees what is mounted there.
-pub(crate) const MOUNT_POINT: &str = "/run/rspawn/root";
 
 /// Fields go in this order: what was made is removed while its lock is still held.
 #[derive(Debug)]
@@ -28,7 +24,6 @@ impl Session {
     pub fn open(spec: &Spec) -> Result<Self> {
         let mut undo = Undo::default();
         let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &mut undo)?;
-        std::fs::create_dir_all(MOUNT_POINT).with_context(|| format!("making {MOUNT_POINT}"))?;
         // An id of the tree counts more than one that was asked for (P-01).
         let machine_id = match root.machine_id().or(spec.uuid.as_ref()) {
             Some(id) => id.clone(),

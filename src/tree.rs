@@ -134,10 +134,10 @@ fn copy_device(dev: impl AsFd, name: &str, required: bool) -> Result<()> {
     rustix::fs::chmodat(&dev, name, mode, rustix::fs::AtFlags::empty()).context("setting its mode")
 }
 
-/// Fills /run/host, which tells a payload what it is in (T-06), and holds what [`mounts::table`] mounts.
+/// Fills /run/host, which tells a payload what it is in (T-06), and holds what [`mounts::table()`] mounts.
 /// It must be on the tmpfs of the mount table, where nobody can have prepared anything.
 ///
-/// [`mounts::table`]: crate::mounts::table
+/// [`mounts::table()`]: crate::mounts::table()
 pub fn host_files(root: &InRoot, ids: &Ids) -> Result<()> {
     let files = [
         ("/run/host/container-manager", "systemd-nspawn".to_owned(), 0o644),

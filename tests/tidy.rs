@@ -409,6 +409,13 @@ fn readme_marks_what_is_refused() {
     let listed = rows(&readme);
     let unmarked = refused(&resolve).into_iter().filter(|name| listed.get(name) != Some(&true));
     none(&unmarked.map(|name| format!("README.md does not mark {name}")).collect::<Vec<_>>());
+    // Other names of what is refused, or short for it.
+    let others = ["--overlay-ro", "--private-users-chown", "-U", "-j"].map(str::to_owned);
+    let known = [refused(&resolve), others.to_vec()].concat();
+    let stale = listed.iter().filter(|(name, marked)| **marked && !known.contains(name));
+    none(
+        &stale.map(|(name, _)| format!("README.md marks {name}, which works")).collect::<Vec<_>>(),
+    );
     let sample = "fn refuse_what_is_missing() { \"--a=\", \"--b\", \"--c=yes\"\n}\n\"--d=\"";
     assert_eq!(refused(sample), ["--a", "--b"]);
 }

@@ -1,7 +1,7 @@
 //! What is mounted where? Rows, and one interpreter.
 //!
-//! [`table`] makes the rows that every container gets, [`custom`] those that the user asked for; both are
-//! pure. [`apply`] is the only function of the program that mounts something into a container. A row
+//! [`table()`] makes the rows that every container gets, [`custom()`] those that the user asked for; both are
+//! pure. [`apply()`] is the only function of the program that mounts something into a container. A row
 //! carries what the interpreter needs and no condition: conditions are `if`s where rows are made.
 
 mod apply;

@@ -1,5 +1,5 @@
 //! What will be done? Every question is answered: a [`Spec`] has no "default", holds no descriptor, and can
-//! be printed ([`explain`]) and compared.
+//! be printed ([`explain()`]) and compared.
 
 mod explain;
 mod resolve;

@@ -14,8 +14,8 @@ use crate::mounts::{Custom, CustomKind, From};
 use crate::root::{Access, RootSpec, Rung};
 use crate::security::caps::{CapSet, NetworkAdmin, retained};
 use crate::settings::value::{
-    Bind, CapList, Console, CustomMount, Ephemeral, ExitMode, IdMapMode, MachineName, MountSource,
-    PrivateUsers, Recursion, Register, StartMode, User, Volatile,
+    Bind, CapList, Console, CustomMount, Ephemeral, ExitMode, IdMapMode, LinkJournal, MachineName,
+    MountSource, PrivateUsers, Recursion, Register, StartMode, User, Volatile,
 };
 use crate::settings::{Each, Settings};
 
@@ -105,6 +105,8 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
             s.private_users.value().is_some_and(|users| *users != PrivateUsers::No),
             "--private-users=",
         ),
+        no(s.private_users_if_possible.is_yes(), "-U"),
+        no(s.ownership.is_said(), "--private-users-ownership="),
         no(s.id_maps.is_said(), "--private-users-map="),
         no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
@@ -121,6 +123,10 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.selinux_apifs_context.is_said(), "--selinux-apifs-context="),
         no(s.resolv_conf.is_said(), "--resolv-conf="),
         no(s.timezone.is_said(), "--timezone="),
+        no(
+            !matches!(s.link_journal.or(LinkJournal::Auto), LinkJournal::Auto | LinkJournal::No),
+            "--link-journal=",
+        ),
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),

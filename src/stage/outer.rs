@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::OFlags;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
 
@@ -19,10 +18,9 @@ use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
 use super::{Parent, fork, inner};
 use crate::errors::Report;
 use crate::ids::Ids;
-use crate::inroot::{InRoot, Links};
+use crate::inroot::InRoot;
 use crate::mounts::{self, Stage};
 use crate::root::Access;
-use crate::session::MOUNT_POINT;
 use crate::spec::{Network, Spec};
 use crate::sys::mount::{MountAttr, mount_setattr};
 use crate::sys::process::keep_only;
@@ -76,25 +74,21 @@ pub(super) fn tell(link: &Link<FromOuter, ToOuter>, error: &anyhow::Error) {
     let _ = link.send(&FromOuter::Failed(Report::of(error)), None);
 }
 
-/// Attaches the root, with what is mounted below it, where only this namespace sees it, and so that
-/// nothing that is mounted there spreads (PIV-07).
+/// Attaches the root, with what is mounted below it, so that nothing that is mounted there spreads (PIV-07).
+/// It goes on top of the host's root: that needs no directory of the host, and hides nothing of it from us,
+/// since paths start at our root directory and not at what is mounted on it.
 fn attach(root: &OwnedFd) -> Result<InRoot> {
-    let at = Path::new(MOUNT_POINT);
-    mounts::attach_on_host(root.as_fd(), at)?;
+    mounts::attach_on_host(root.as_fd(), Path::new("/"))?;
+    fchdir(root).context("entering the container's root")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(at, private).context("keeping the container's mounts from the host")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let top = rustix::fs::open(at, flags, rustix::fs::Mode::empty());
-    Ok(InRoot::new(top.with_context(|| format!("opening {MOUNT_POINT}"))?))
+    mount_change(".", private).context("keeping the container's mounts from the host")?;
+    Ok(InRoot::new(root.try_clone().context("keeping hold of the container's root")?))
 }
 
 /// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends
 /// up on top of the new one and is taken off there (pivot_root(2), NOTES).
 fn switch_root(tree: &InRoot) -> Result<()> {
-    let top = tree
-        .open(Path::new("/"), Links::Refused, OFlags::RDONLY | OFlags::DIRECTORY)
-        .context("opening the container's root")?;
-    fchdir(&top).context("entering the container's root")?;
+    fchdir(tree).context("entering the container's root")?;
     pivot_root(".", ".").context("switching the root")?;
     unmount(".", UnmountFlags::DETACH).context("letting go of the host's root")?;
     chdir("/").context("entering the container's root")

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 
-/// A start that takes longer hangs: it is a hundred times what the slowest program needs.
+/// A start that takes longer hangs: it is a hundred times what the slowest program needs on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The namespaces that are looked at, by their names in /proc/self/ns.

@@ -2,7 +2,8 @@
 //! beside the floor: the least that the kernel needs for it.
 //!
 //! All take turns in one run, and ratios are formed per round, so a busy machine slows all alike. What cannot be
-//! measured here is listed with the reason.
+//! measured here is listed with the reason. Peak memory is not shown: the kernel counts what a spawned child shared with
+//! this program before its exec into the child's peak (getrusage(2), ru_maxrss), which is more than most of them use.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ pub struct Options {
     /// Starts of each program
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
-    /// Root of the containers, instead of a Debian tree made for it
+    /// Root of the containers, which may write to it, instead of a Debian tree made for it
     #[arg(long, value_name = "DIR")]
     tree: Option<PathBuf>,
     /// Print JSON
@@ -67,7 +68,9 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         rustix::process::geteuid().is_root(),
         "measuring needs root, as starting containers does\nhint: sudo -E cargo xtask bench"
     );
-    setup::run(if options.tree.is_some() { Scope::Launcher } else { Scope::Suite })?;
+    // Before the builds, which take longer than a typing error deserves.
+    let given = options.tree.as_deref().map(given_tree).transpose()?;
+    setup::run(if given.is_some() { Scope::Launcher } else { Scope::Suite })?;
     let rspawn = try_it::build_launcher(workspace)?;
     let floor = build_floor(workspace)?;
     std::fs::create_dir_all(workspace.vm_dir()).context("making the harness's directory")?;
@@ -75,7 +78,10 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         .prefix("bench-")
         .tempdir_in(workspace.vm_dir())
         .context("making a scratch directory")?;
-    let tree = tree(workspace, mirror, options.tree.as_deref(), scratch.path())?;
+    let tree = match given {
+        Some(tree) => tree,
+        None => fresh_tree(workspace, mirror, scratch.path())?,
+    };
     let place = Place { tree, floor, rspawn, scratch: scratch.path().to_owned() };
 
     let rounds = usize::try_from(options.rounds).context("reading the number of rounds")?;
@@ -109,16 +115,16 @@ fn build_floor(workspace: &Workspace) -> Result<PathBuf> {
     Ok(workspace.target().join("release/floor"))
 }
 
-/// The given tree, or a fresh one that goes away with `scratch`.
-fn tree(
-    workspace: &Workspace,
-    mirror: Option<&str>,
-    given: Option<&Path>,
-    scratch: &Path,
-) -> Result<PathBuf> {
-    if let Some(dir) = given {
-        return dir.canonicalize().with_context(|| format!("looking for {}", dir.display()));
-    }
+/// The programs have different working directories in mind, so the path is made absolute.
+fn given_tree(dir: &Path) -> Result<PathBuf> {
+    let what = || format!("looking for the tree {}", dir.display());
+    let tree = dir.canonicalize().with_context(what)?;
+    ensure!(tree.join("bin/true").exists(), "{} holds no bin/true to run", dir.display());
+    Ok(tree)
+}
+
+/// A tree of its own, which goes away with `scratch`.
+fn fresh_tree(workspace: &Workspace, mirror: Option<&str>, scratch: &Path) -> Result<PathBuf> {
     let tar = Named::find(workspace, RECIPE)?.build(workspace, mirror, &mut say)?;
     let dir = scratch.join("tree");
     userland::unpack(&tar, &dir)?;
