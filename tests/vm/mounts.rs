@@ -7,6 +7,7 @@ use harness::guest::Guest;
 cases![
     api_file_systems_have_their_types_and_flags,
     the_kernels_settings_cannot_be_written,
+    files_of_the_kernel_that_tell_too_much_are_masked,
     cgroups_cannot_be_written,
     nothing_is_shared_with_the_host,
     device_nodes_are_these_and_work,
@@ -51,6 +52,19 @@ fn the_kernels_settings_cannot_be_written(t: &Guest) -> Result<()> {
         .sh("for f in /proc/sys/kernel/panic /proc/sys/vm/swappiness /proc/sysrq-trigger /sys/power/state; do
                  [ ! -e $f ] || ! sh -c \"echo 0 > $f\" 2>/dev/null || echo writable $f
              done; echo done")?
+        .prints("done")?;
+    Ok(())
+}
+
+/// S-06. sysrq-trigger can only be written, and must not be.
+fn files_of_the_kernel_that_tell_too_much_are_masked(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree)
+        .sh("for f in kallsyms kcore keys timer_list; do
+                 [ ! -e /proc/$f ] || [ -z \"$(head -c 1 /proc/$f 2>/dev/null)\" ] || echo readable $f
+             done
+             (echo h > /proc/sysrq-trigger) 2>/dev/null && echo writable
+             echo done")?
         .prints("done")?;
     Ok(())
 }
