@@ -29,14 +29,14 @@ const DEVICES: [(&str, bool); 8] = [
     ("fuse", false),
 ];
 
-/// Links of /dev (DEV-02, DEV-03).
-const DEV_LINKS: [(&str, &str); 6] = [
-    ("ptmx", "pts/ptmx"),
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("core", "/proc/kcore"),
+/// Links of /dev (DEV-02, DEV-03), each made if the host has the last of the three.
+const DEV_LINKS: [(&str, &str, &str); 6] = [
+    ("ptmx", "pts/ptmx", "/"),
+    ("fd", "/proc/self/fd", "/"),
+    ("stdin", "/proc/self/fd/0", "/"),
+    ("stdout", "/proc/self/fd/1", "/"),
+    ("stderr", "/proc/self/fd/2", "/"),
+    ("core", "/proc/kcore", "/proc/kcore"),
 ];
 
 /// Directories of the tree that must be there before anything is mounted (MNT-26).
@@ -101,8 +101,8 @@ pub fn devices(root: &InRoot) -> Result<()> {
         copy_device(&dev, name, required)
             .with_context(|| format!("copying the device node /dev/{name}"))?;
     }
-    for (name, target) in DEV_LINKS {
-        rustix::fs::symlinkat(target, &dev, name)
+    for (name, target, _) in DEV_LINKS.iter().filter(|(_, _, host)| Path::new(host).exists()) {
+        rustix::fs::symlinkat(*target, &dev, *name)
             .with_context(|| format!("making the link /dev/{name}"))?;
     }
     Ok(())
