@@ -158,7 +158,7 @@ fn no_path_of_a_developers_machine(source: &Source) -> Vec<String> {
     let registry = ["cargo", "registry"].join("/");
     source.lines(|line| {
         let starts = |top: &String| {
-            // `upper/work/` is a part of a path, not the start of one.
+            // In the middle of a path such a name is nobody's machine: an overlay has a work directory.
             let mut found = line.match_indices(top.as_str());
             found.any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '}'))
         };

@@ -95,7 +95,7 @@ pub struct Attrs {
 }
 
 impl Attrs {
-    /// Reads a list of the words above; each must be one of them.
+    /// What a mount has when nothing is asked for; a constant, so that tables can start from it.
     const fn none() -> Self {
         Self { read_only: false, nosuid: false, nodev: false, noexec: false, strictatime: false }
     }
