@@ -390,7 +390,7 @@ fn readme_lists_every_option() {
     );
 }
 
-/// The options that resolve.rs refuses as not implemented: the words of its list that start with `--`.
+/// The options that resolve/mod.rs refuses as not implemented: the words of its list that start with `--`.
 fn refused(resolve: &str) -> Vec<String> {
     let list = resolve.split("fn refuse_what_is_missing").nth(1).unwrap_or_default();
     let list = list.split("\n}").next().unwrap_or_default();
@@ -405,7 +405,7 @@ fn refused(resolve: &str) -> Vec<String> {
 #[test]
 fn readme_marks_what_is_refused() {
     let readme = fs::read_to_string(top().join("README.md")).unwrap();
-    let resolve = fs::read_to_string(top().join("src/spec/resolve.rs")).unwrap();
+    let resolve = fs::read_to_string(top().join("src/spec/resolve/mod.rs")).unwrap();
     let listed = rows(&readme);
     let unmarked = refused(&resolve).into_iter().filter(|name| listed.get(name) != Some(&true));
     none(&unmarked.map(|name| format!("README.md does not mark {name}")).collect::<Vec<_>>());

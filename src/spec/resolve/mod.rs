@@ -1,0 +1,251 @@
+//! What follows from what was said? Every default and every conflict is decided here and nowhere else.
+
+mod environment;
+mod mounts;
+mod root;
+mod security;
+
+pub use root::{layer_places, machine_of};
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Network, Spec, Start};
+use crate::console::hotkey::EscapeKey;
+use crate::console::mode::{self, ConsoleMode};
+use crate::errors::{Verbosity, hinted};
+use crate::host::Host;
+use crate::root::Access;
+use crate::settings::Settings;
+use crate::settings::value::{
+    Console, CustomMount, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
+};
+
+/// Decides.
+///
+/// # Errors
+/// When what was said contradicts itself, cannot be done yet, or names a directory that is not there.
+/// Nothing was touched then.
+pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
+    refuse_what_is_missing(settings)?;
+    let start = start(settings)?;
+    let source = root::source(settings, host)?;
+    let machine = root::machine(settings, &source)?;
+    let access = if settings.read_only.is_yes() { Access::Read } else { Access::Write };
+    let root = root::root(settings, host, source, access)?;
+    let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
+    let [stdin, stdout, stderr] = host.terminals;
+    let wiring = match start {
+        Start::Init { .. } => mode::resolve_for_init,
+        Start::Command { .. } | Start::Shell => mode::resolve,
+    }(console(settings), stdin, stdout, stderr);
+    let verbosity = match (settings.quiet.is_yes(), settings.verbose.is_yes()) {
+        (_, true) => Verbosity::Verbose,
+        (false, false) if !wiring.is_plain() => Verbosity::Normal,
+        // Like systemd-nspawn, quiet when our streams are the payload's own (G-01).
+        _ => Verbosity::Quiet,
+    };
+    let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
+    Ok(Spec {
+        hostname,
+        environment: environment::of_payload(settings, host)?,
+        uuid: settings.uuid.value().map(|id| id.dashed()),
+        root,
+        chdir: settings.chdir.value().cloned(),
+        mounts: mounts::custom(settings, host)?,
+        network,
+        escape_key: escape_key(settings)?,
+        ambient: security::ambient(settings, &start)?,
+        capabilities: security::capabilities(settings, network)?,
+        calls: security::calls(settings, host),
+        limits: security::limits(settings)?,
+        no_new_privileges: settings.no_new_privileges.is_yes(),
+        exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
+        machine,
+        start,
+        wiring,
+        verbosity,
+    })
+}
+
+/// What the table of options knows and nothing behind it does yet. To be said aloud is better than to run
+/// without it.
+fn refuse_what_is_missing(s: &Settings) -> Result<()> {
+    let no = |said: bool, option: &'static str| said.then_some(option);
+    let mounts = |wanted: fn(&CustomMount) -> bool| s.mounts.values().any(wanted);
+    let missing = [
+        no(s.template.is_said(), "--template="),
+        no(s.image.is_said(), "--image="),
+        no(s.image_policy.is_said(), "--image-policy="),
+        no(s.mstack.is_said(), "--mstack="),
+        no(s.oci_bundle.is_said(), "--oci-bundle="),
+        no(s.ephemeral_reboot.is_said(), "--ephemeral-reboot="),
+        no(s.keep_on_failure.is_said(), "--keep-on-failure"),
+        no(s.keep_name.is_yes(), "--keep-name"),
+        no(s.volatile.or(Volatile::No) != Volatile::No, "--volatile="),
+        no(s.root_hash.is_said(), "--root-hash="),
+        no(s.root_hash_sig.is_said(), "--root-hash-sig="),
+        no(s.verity_data.is_said(), "--verity-data="),
+        no(s.pivot_root.is_said(), "--pivot-root="),
+        no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
+        no(s.user.value().is_some_and(|user| !is_root(user)), "--uid="),
+        no(s.kill_signal.is_said(), "--kill-signal="),
+        no(s.notify_ready.is_yes(), "--notify-ready="),
+        no(s.status_fd.is_said(), "--status-fd="),
+        no(s.share_system.is_yes(), "--share-system"),
+        no(s.slice.is_said(), "--slice="),
+        no(s.properties.is_said(), "--property="),
+        no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
+        no(
+            s.private_users.value().is_some_and(|users| *users != PrivateUsers::No),
+            "--private-users=",
+        ),
+        no(s.private_users_if_possible.is_yes(), "-U"),
+        no(s.ownership.is_said(), "--private-users-ownership="),
+        no(s.id_maps.is_said(), "--private-users-map="),
+        no(s.delegate.is_said(), "--private-users-delegate="),
+        no(s.interfaces.is_said(), "--network-interface="),
+        no(s.macvlans.is_said(), "--network-macvlan="),
+        no(s.ipvlans.is_said(), "--network-ipvlan="),
+        no(s.veth.is_yes(), "--network-veth"),
+        no(s.veth_extras.is_said(), "--network-veth-extra="),
+        no(s.bridge.is_said(), "--network-bridge="),
+        no(s.zone.is_said(), "--network-zone="),
+        no(s.network_namespace.is_said(), "--network-namespace-path="),
+        no(s.ports.is_said(), "--port="),
+        no(s.address_families.is_said(), "--restrict-address-families="),
+        no(s.selinux_context.is_said(), "--selinux-context="),
+        no(s.selinux_apifs_context.is_said(), "--selinux-apifs-context="),
+        no(s.resolv_conf.is_said(), "--resolv-conf="),
+        no(s.timezone.is_said(), "--timezone="),
+        no(
+            !matches!(s.link_journal.or(LinkJournal::Auto), LinkJournal::Auto | LinkJournal::No),
+            "--link-journal=",
+        ),
+        no(s.forward_journal.is_said(), "--forward-journal="),
+        no(s.bind_users.is_said(), "--bind-user="),
+        no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
+        no(s.credentials.is_said(), "--set-credential= and --load-credential="),
+        no(mounts(|mount| matches!(mount, CustomMount::Overlay(_))), "--overlay="),
+        no(mounts(|mount| matches!(mount, CustomMount::Inaccessible(_))), "--inaccessible="),
+    ];
+    match missing.into_iter().flatten().next() {
+        Some(option) => bail!(hinted(
+            format!("{option} is not implemented in this version"),
+            "it is known and planned; CHANGELOG.md says what has arrived",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn is_root(user: &User) -> bool {
+    match user {
+        User::Id(id) => *id == 0,
+        User::Name(name) => name.to_string() == "root",
+    }
+}
+
+fn start(settings: &Settings) -> Result<Start> {
+    let words: Vec<OsString> = settings.parameters.value().cloned().unwrap_or_default();
+    Ok(match settings.start.or(StartMode::Pid1) {
+        StartMode::Boot => Start::Init { arguments: words },
+        StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
+        StartMode::Pid1 | StartMode::Pid2 => {
+            ensure!(!words[0].is_empty(), "the command is empty");
+            Start::Command { words }
+        }
+    })
+}
+
+fn console(settings: &Settings) -> Option<ConsoleMode> {
+    settings.console.value().map(|console| match console {
+        Console::Interactive => ConsoleMode::Interactive,
+        Console::ReadOnly => ConsoleMode::ReadOnly,
+        Console::Passive => ConsoleMode::Passive,
+        Console::Pipe => ConsoleMode::Pipe,
+        Console::Autopipe => ConsoleMode::Autopipe,
+    })
+}
+
+fn escape_key(settings: &Settings) -> Result<EscapeKey> {
+    match settings.escape_key.value() {
+        None => Ok(EscapeKey::default()),
+        Some(key) => key.to_string().parse().context("--escape-key="),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::environment::PATH;
+    use super::*;
+    use crate::cli::{self, Invocation};
+    use crate::root::{RootSpec, Rung};
+    use std::io;
+
+    fn host() -> Host {
+        Host {
+            is_root: true,
+            cwd: Some("/home/user".into()),
+            terminals: [true; 3],
+            variable: |name| (name == "TERM").then(|| "xterm".into()),
+            canonical: |path| match path.starts_with("/gone") {
+                true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+                false => Ok(path.to_owned()),
+            },
+        }
+    }
+
+    fn spec(words: &[&str]) -> Result<Spec> {
+        let words = std::iter::once("rspawn").chain(words.iter().copied()).map(OsString::from);
+        match cli::parse(words).unwrap() {
+            Invocation::Run(settings) => resolve(&settings, &host()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_name_comes_from_the_directory_unless_it_is_given() {
+        assert_eq!(spec(&["-D", "/srv/My_Tree"]).unwrap().machine, "MyTree");
+        assert_eq!(spec(&["-D", "/srv/tree", "-M", "other"]).unwrap().hostname, "other");
+    }
+
+    #[test]
+    fn the_host_needs_a_throw_away_layer() {
+        let error = spec(&["-D", "/"]).unwrap_err();
+        assert!(error.to_string().contains("its own container's root"), "{error}");
+        let RootSpec::Ephemeral { rungs, .. } = spec(&["-xD", "/"]).unwrap().root else { panic!() };
+        assert_eq!(rungs, [Rung::Snapshot, Rung::Overlay]);
+    }
+
+    #[test]
+    fn the_last_assignment_of_a_variable_counts_and_overrides_ours() {
+        let spec = spec(&["-D/x", "-EA=1", "-ETERM=dumb", "-EA=2"]).unwrap();
+        let values: Vec<_> =
+            spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(
+            values,
+            [format!("PATH={PATH}").as_str(), "container=systemd-nspawn", "TERM=dumb", "A=2"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_named_with_its_option() {
+        let error = spec(&["-D", "/gone/x"]).unwrap_err();
+        assert!(format!("{error:#}").starts_with("--directory=: looking for"), "{error:#}");
+        let error = spec(&["-D/x", "--bind=/gone"]).unwrap_err();
+        assert!(format!("{error:#}").starts_with("--bind=/gone:"), "{error:#}");
+    }
+
+    #[test]
+    fn an_option_without_code_behind_it_is_refused() {
+        let error = spec(&["-D/x", "--network-veth"]).unwrap_err();
+        assert_eq!(error.to_string(), "--network-veth is not implemented in this version");
+    }
+
+    #[test]
+    fn dropping_a_capability_wins_over_adding_it() {
+        let spec = spec(&["-D/x", "--capability=all", "--drop-capability=CAP_MKNOD"]).unwrap();
+        assert!(!spec.capabilities.to_string().to_lowercase().contains("mknod"));
+    }
+}

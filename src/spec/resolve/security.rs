@@ -1,0 +1,61 @@
+//! What may the payload do, and use up?
+
+use anyhow::{Context, Result, ensure};
+
+use crate::errors::hinted;
+use crate::host::Host;
+use crate::security::caps::{CapSet, NetworkAdmin, retained};
+use crate::settings::value::CapList;
+use crate::settings::{Each, Settings};
+use crate::spec::{Calls, Limits, Network, Start};
+
+fn union(lists: &Each<CapList>, option: &'static str) -> Result<CapSet> {
+    lists
+        .values()
+        .try_fold(CapSet::EMPTY, |all, list| list.to_string().parse().map(|set| all.union(set)))
+        .context(option)
+}
+
+pub(super) fn ambient(settings: &Settings, start: &Start) -> Result<CapSet> {
+    let ambient = union(&settings.ambient_capabilities, "--ambient-capability=")?;
+    ensure!(
+        ambient.is_empty() || !matches!(start, Start::Init { .. }),
+        hinted(
+            "--ambient-capability= and --boot exclude each other",
+            "an init gives capabilities to its services itself",
+        )
+    );
+    Ok(ambient)
+}
+
+pub(super) fn calls(settings: &Settings, host: &Host) -> Option<Calls> {
+    if (host.variable)("SYSTEMD_SECCOMP").is_some_and(|value| value == "0") {
+        return None;
+    }
+    let mut calls = Calls { suppress_sync: settings.suppress_sync.is_yes(), ..Calls::default() };
+    for rule in settings.syscalls.values() {
+        calls.lists.add(&rule.to_string());
+    }
+    Some(calls)
+}
+
+pub(super) fn limits(settings: &Settings) -> Result<Limits> {
+    let personality = settings.personality.value().map(|name| name.word().parse());
+    let cpus = settings.cpu_affinity.value().map(|list| list.cpus().map(usize::from).collect());
+    Ok(Limits {
+        resources: settings.rlimits.values().cloned().collect(),
+        oom_score: settings.oom_score_adjust.value().map(|score| i32::from(score.0)),
+        cpus: cpus.unwrap_or_default(),
+        personality: personality.transpose().context("--personality=")?,
+    })
+}
+
+pub(super) fn capabilities(settings: &Settings, network: Network) -> Result<CapSet> {
+    let added = union(&settings.capabilities, "--capability=")?;
+    let dropped = union(&settings.drop_capabilities, "--drop-capability=")?;
+    let admin = match network {
+        Network::Host => NetworkAdmin::HostNetwork,
+        Network::Private => NetworkAdmin::OwnNetwork,
+    };
+    Ok(retained(added, dropped, admin))
+}
