@@ -18,6 +18,8 @@ pub struct Host {
     pub terminals: [bool; 3],
     /// Looks up a variable of the caller's environment.
     pub variable: fn(&str) -> Option<OsString>,
+    /// The text of the host's os-release file, if it has one; read when asked for.
+    pub os_release: fn() -> Option<String>,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -34,7 +36,14 @@ impl Host {
                 isatty(rustix::stdio::stderr()),
             ],
             variable: |name| std::env::var_os(name),
+            os_release,
             canonical: |path| std::fs::canonicalize(path),
         }
     }
+}
+
+/// os-release(5) names the two places and their order.
+fn os_release() -> Option<String> {
+    let places = ["/etc/os-release", "/usr/lib/os-release"];
+    places.iter().find_map(|path| std::fs::read_to_string(path).ok())
 }

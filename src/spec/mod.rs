@@ -61,6 +61,28 @@ pub struct Spec {
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
+    /// What variables of systemd-nspawn's own say.
+    pub knobs: Knobs,
+}
+
+/// What is done unless a `SYSTEMD_NSPAWN_*` variable says otherwise (F-05).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Knobs {
+    /// Whether the root is locked (SNP-50).
+    pub locks: bool,
+    /// Whether a tree that is booted must have an os-release file (CHK-01).
+    pub checks_os_release: bool,
+    /// Whether the container sees its own cgroup as the root of all.
+    pub cgroup_namespace: bool,
+    /// What the container takes for its manager: `container=` of its environment.
+    pub service: String,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        let service = "systemd-nspawn".to_owned();
+        Self { locks: true, checks_os_release: true, cgroup_namespace: true, service }
+    }
 }
 
 /// Which system calls the payload may make (S-03, E-08).

@@ -11,6 +11,7 @@ mod caps;
 mod cleanup;
 mod console;
 mod directory;
+mod environment;
 mod ephemeral;
 mod errors;
 mod exit;
@@ -32,6 +33,7 @@ const SUITE: Suite = Suite {
         locks::CASES,
         console::CASES,
         errors::CASES,
+        environment::CASES,
         explain::CASES,
         hostile::CASES,
         user::CASES,

@@ -1,6 +1,7 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
 mod environment;
+mod knobs;
 mod mounts;
 mod root;
 mod security;
@@ -42,14 +43,19 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     }(console(settings), stdin, stdout, stderr);
     let verbosity = match (settings.quiet.is_yes(), settings.verbose.is_yes()) {
         (_, true) => Verbosity::Verbose,
-        (false, false) if !wiring.is_plain() => Verbosity::Normal,
-        // Like systemd-nspawn, quiet when our streams are the payload's own (G-01).
-        _ => Verbosity::Quiet,
+        (true, false) => Verbosity::Quiet,
+        (false, false) => match knobs::log_level(host) {
+            Some(level) => level,
+            // Like systemd-nspawn, quiet when our streams are the payload's own (G-01).
+            None if wiring.is_plain() => Verbosity::Quiet,
+            None => Verbosity::Normal,
+        },
     };
+    let knobs = knobs::knobs(host)?;
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
-        environment: environment::of_payload(settings, host)?,
+        environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
@@ -59,10 +65,11 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
-        calls: security::calls(settings, host),
+        calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
+        knobs,
         machine,
         start,
         wiring,
@@ -142,7 +149,7 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
 fn start(settings: &Settings) -> Result<Start> {
     let words: Vec<OsString> = settings.parameters.value().cloned().unwrap_or_default();
     Ok(match settings.start.or(StartMode::Pid1) {
-        StartMode::Boot => Start::Init { arguments: words },
+        StartMode::Boot => Start::Init { arguments: environment::arguments(words) },
         StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
         StartMode::Pid1 | StartMode::Pid2 => {
             ensure!(!words[0].is_empty(), "the command is empty");
@@ -174,6 +181,7 @@ mod tests {
     use super::*;
     use crate::cli::{self, Invocation};
     use crate::root::{RootSpec, Rung};
+    use crate::spec::Knobs;
     use std::io;
 
     fn host() -> Host {
@@ -182,6 +190,7 @@ mod tests {
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
             variable: |name| (name == "TERM").then(|| "xterm".into()),
+            os_release: || Some("ID=fixture\n".to_owned()),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),
@@ -190,9 +199,13 @@ mod tests {
     }
 
     fn spec(words: &[&str]) -> Result<Spec> {
+        spec_on(words, &host())
+    }
+
+    fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
         let words = std::iter::once("rspawn").chain(words.iter().copied()).map(OsString::from);
         match cli::parse(words).unwrap() {
-            Invocation::Run(settings) => resolve(&settings, &host()),
+            Invocation::Run(settings) => resolve(&settings, host),
             other => panic!("{other:?}"),
         }
     }
@@ -211,15 +224,84 @@ mod tests {
         assert_eq!(rungs, [Rung::Snapshot, Rung::Overlay]);
     }
 
+    fn environment(words: &[&str], host: &Host) -> Vec<String> {
+        let spec = spec_on(words, host).unwrap();
+        spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    /// ENV-05, E-04.
     #[test]
     fn the_last_assignment_of_a_variable_counts_and_overrides_ours() {
-        let spec = spec(&["-D/x", "-EA=1", "-ETERM=dumb", "-EA=2"]).unwrap();
-        let values: Vec<_> =
-            spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let path = format!("PATH={PATH}");
         assert_eq!(
-            values,
-            [format!("PATH={PATH}").as_str(), "container=systemd-nspawn", "TERM=dumb", "A=2"]
+            environment(&["-D/x", "-EA=1", "-ETERM=foot", "-EA=2"], &host()),
+            [
+                &path,
+                "container=systemd-nspawn",
+                "LANG=C.UTF-8",
+                "container_host_id=fixture",
+                "TERM=foot",
+                "A=2"
+            ]
         );
+    }
+
+    /// E-02, ENV-05: arguments of an init, and an assignment that beats one of them.
+    #[test]
+    fn assignments_among_an_inits_arguments_are_its_environment() {
+        let words = ["-bD/x", "-Eb=2", "a-b=1", "b=1", "--unit=u", "quiet", "x.y=1"];
+        let spec = spec(&words).unwrap();
+        let arguments = ["--unit=u", "quiet", "x.y=1"].map(OsString::from).to_vec();
+        assert_eq!(spec.start, Start::Init { arguments });
+        let set = environment(&words, &host());
+        assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
+        assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// E-09, ENV-03.
+    #[test]
+    fn without_a_terminal_the_payload_is_told_so() {
+        let piped = Host { terminals: [false; 3], ..host() };
+        assert!(environment(&["-D/x"], &piped).contains(&"TERM=dumb".to_owned()));
+        assert!(environment(&["-D/x"], &host()).contains(&"TERM=xterm".to_owned()));
+    }
+
+    /// F-05, ENV-06.
+    #[test]
+    fn knobs_change_what_is_decided() {
+        let off = |variable| Host { variable, ..host() };
+        let spec = |host: &Host| spec_on(&["-D/x"], host).unwrap();
+        assert_eq!(spec(&host()).knobs, Knobs::default());
+        assert!(spec(&host()).calls.is_some_and(|calls| !calls.suppress_sync));
+        assert!(
+            !spec(&off(|name| (name == "SYSTEMD_NSPAWN_LOCK").then(|| "no".into()))).knobs.locks
+        );
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_CHECK_OS_RELEASE").then(|| "0".into()));
+        assert!(!spec(&host).knobs.checks_os_release);
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_USE_CGNS").then(|| "false".into()));
+        assert!(!spec(&host).knobs.cgroup_namespace);
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_CONTAINER_SERVICE").then(|| "me".into()));
+        assert!(spec(&host).environment.contains(&("container".to_owned(), "me".to_owned())));
+        let host = off(|name| (name == "SYSTEMD_SECCOMP").then(|| "off".into()));
+        assert_eq!(spec(&host).calls, None);
+        let host = off(|name| (name == "SYSTEMD_SUPPRESS_SYNC").then(|| "yes".into()));
+        assert!(spec(&host).calls.is_some_and(|calls| calls.suppress_sync));
+        let host = off(|name| (name == "SYSTEMD_LOG_LEVEL").then(|| "debug".into()));
+        assert_eq!(spec(&host).verbosity, Verbosity::Verbose);
+        let host = off(|name| (name == "SYSTEMD_LOG_LEVEL").then(|| "nonsense".into()));
+        assert_eq!(spec(&host).verbosity, Verbosity::Normal);
+    }
+
+    /// F-05: each of them, as a boolean that is none.
+    #[test]
+    fn a_knob_that_is_no_boolean_is_named() {
+        let garbage = Host {
+            variable: |name| name.starts_with("SYSTEMD_").then(|| "garbage".into()),
+            ..host()
+        };
+        let error = format!("{:#}", spec_on(&["-D/x"], &garbage).unwrap_err());
+        let expected = "reading the variable SYSTEMD_NSPAWN_LOCK: expected a boolean: yes or no, got \"garbage\"";
+        assert_eq!(error, expected);
     }
 
     #[test]
