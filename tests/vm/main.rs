@@ -19,6 +19,7 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -33,6 +34,7 @@ const SUITE: Suite = Suite {
         errors::CASES,
         explain::CASES,
         hostile::CASES,
+        user::CASES,
         cleanup::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),

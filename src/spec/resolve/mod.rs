@@ -52,6 +52,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         environment: environment::of_payload(settings, host)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
+        user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
         mounts: mounts::custom(settings, host)?,
         network,
@@ -89,7 +90,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.verity_data.is_said(), "--verity-data="),
         no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
-        no(s.user.value().is_some_and(|user| !is_root(user)), "--uid="),
         no(s.kill_signal.is_said(), "--kill-signal="),
         no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
@@ -136,13 +136,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
             "it is known and planned; CHANGELOG.md says what has arrived",
         )),
         None => Ok(()),
-    }
-}
-
-fn is_root(user: &User) -> bool {
-    match user {
-        User::Id(id) => *id == 0,
-        User::Name(name) => name.to_string() == "root",
     }
 }
 
