@@ -335,7 +335,7 @@ fn a_bad_line_is_told_with_its_number(#[case] text: &str, #[case] line: u32, #[c
     assert_eq!(parsed.problems.len(), 1, "{:?}", parsed.problems);
     let told = parsed.problems[0].to_string();
     assert!(told.starts_with(&format!("x.nspawn, line {line}: ")), "{told}");
-    assert!(told.contains(what) && told.ends_with(", ignoring"), "{told}");
+    assert!(told.contains(what) && !told.contains("ignoring"), "{told}");
 }
 
 #[test]

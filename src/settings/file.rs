@@ -50,11 +50,11 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, line {}: ", self.path.display(), self.line)?;
         match &self.what {
-            Fault::Syntax(what) => write!(f, "{what}, ignoring"),
-            Fault::UnknownSection(name) => write!(f, "unknown section [{name}], ignoring"),
-            Fault::UnknownKey(name) => write!(f, "unknown key {name}=, ignoring"),
-            Fault::Value(name, wrong) => write!(f, "{name}=: {wrong}, ignoring"),
-            Fault::Untrusted(name) => write!(f, "{name}= needs a trusted file, ignoring"),
+            Fault::Syntax(what) => f.write_str(what),
+            Fault::UnknownSection(name) => write!(f, "unknown section [{name}]"),
+            Fault::UnknownKey(name) => write!(f, "unknown key {name}="),
+            Fault::Value(name, wrong) => write!(f, "{name}=: {wrong}"),
+            Fault::Untrusted(name) => write!(f, "{name}= needs a trusted file"),
         }
     }
 }
