@@ -4,6 +4,7 @@
 //! so the payload's own options are never eaten (CLI-01); options are said in the order in which they
 //! were written, because later ones may take earlier ones back.
 
+use crate::errors::printable;
 use crate::options::{self, Opt, Takes};
 use crate::settings::value::{ExitMode, Explain, Wrong, one_of};
 use crate::settings::{Settings, Source};
@@ -259,7 +260,7 @@ fn refusal(error: &clap::Error) -> Result<Invocation, Usage> {
             }
         },
     };
-    Err(Usage { message, hint })
+    Err(Usage { message: printable(&message), hint })
 }
 
 /// The options that begin with what was written.

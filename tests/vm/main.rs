@@ -19,6 +19,7 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod settings;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -34,6 +35,7 @@ const SUITE: Suite = Suite {
         explain::CASES,
         hostile::CASES,
         cleanup::CASES,
+        settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),

@@ -33,7 +33,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     refuse_what_is_missing(settings)?;
     let start = start(settings)?;
     let source = root::source(settings, host)?;
-    let machine = root::machine(settings, &source)?;
+    let machine = root::machine(settings, &source)?.to_string();
     let access = if settings.read_only.is_yes() { Access::Read } else { Access::Write };
     let root = root::root(settings, host, source, access)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
