@@ -20,6 +20,7 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod settings;
 mod user;
 
 const SUITE: Suite = Suite {
@@ -38,6 +39,7 @@ const SUITE: Suite = Suite {
         hostile::CASES,
         user::CASES,
         cleanup::CASES,
+        settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),
