@@ -125,6 +125,7 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
     if let Some(personality) = spec.limits.personality {
         limits::set_personality(personality).context("--personality=")?;
     }
+    limits::clear_securebits()?;
     limits::join_own_keyring()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let proc = root

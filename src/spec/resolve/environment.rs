@@ -97,8 +97,8 @@ fn of_boot(word: &OsStr) -> Option<(String, String)> {
 /// The value of a key in the text of an os-release file: plain, or quoted as a shell would have it (os-release(5)). What
 /// cannot be an environment variable's value is left out.
 fn assigned(text: &str, key: &str) -> Option<String> {
-    let line = text.lines().filter_map(|line| line.trim().split_once('='));
-    let (_, value) = line.filter(|(name, _)| *name == key).next_back()?;
+    let mut lines = text.lines().filter_map(|line| line.trim().split_once('='));
+    let (_, value) = lines.rfind(|(name, _)| *name == key)?;
     let value = match value.chars().next() {
         Some(quote @ ('"' | '\'')) => value.strip_prefix(quote)?.strip_suffix(quote)?,
         _ => value,
