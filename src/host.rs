@@ -16,6 +16,8 @@ pub struct Host {
     pub cwd: Option<PathBuf>,
     /// Whether stdin, stdout and stderr are terminals.
     pub terminals: [bool; 3],
+    /// Reads the path of our own cgroup of version 2, if there is one; few options need it.
+    pub own_cgroup: fn() -> Option<String>,
     /// Looks up a variable of the caller's environment.
     pub variable: fn(&str) -> Option<OsString>,
     /// Resolves the links of a path of the host.
@@ -33,6 +35,11 @@ impl Host {
                 isatty(rustix::stdio::stdout()),
                 isatty(rustix::stdio::stderr()),
             ],
+            own_cgroup: || {
+                // cgroups(7): the line of version 2 is `0::PATH`.
+                let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+                text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+            },
             variable: |name| std::env::var_os(name),
             canonical: |path| std::fs::canonicalize(path),
         }

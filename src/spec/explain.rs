@@ -42,6 +42,7 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     facts.push(("root", root(&spec.root)));
     facts.push(("start", start(&spec.start)));
+    facts.push(("user", spec.user.to_string()));
     if let Some(dir) = &spec.chdir {
         facts.push(("chdir", dir.display().to_string()));
     }

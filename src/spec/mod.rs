@@ -18,7 +18,7 @@ use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
-use crate::settings::value::{ExitMode, Rlimit};
+use crate::settings::value::{ExitMode, Rlimit, User};
 
 /// What will be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,8 @@ pub struct Spec {
     pub start: Start,
     /// The payload's whole environment but `HOME`, `USER` and `LOGNAME`, in order (ENV-01…05).
     pub environment: Vec<(String, String)>,
+    /// Whom it runs as, in the container (NS-07).
+    pub user: User,
     /// Its working directory, in the container.
     pub chdir: Option<PathBuf>,
     /// What the user wants mounted.

@@ -19,6 +19,8 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod settings;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -33,7 +35,9 @@ const SUITE: Suite = Suite {
         errors::CASES,
         explain::CASES,
         hostile::CASES,
+        user::CASES,
         cleanup::CASES,
+        settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),

@@ -1,5 +1,6 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
+mod conflicts;
 mod environment;
 mod mounts;
 mod root;
@@ -28,10 +29,11 @@ use crate::settings::value::{
 /// When what was said contradicts itself, cannot be done yet, or names a directory that is not there.
 /// Nothing was touched then.
 pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
+    conflicts::refuse(settings, host)?;
     refuse_what_is_missing(settings)?;
     let start = start(settings)?;
     let source = root::source(settings, host)?;
-    let machine = root::machine(settings, &source)?;
+    let machine = root::machine(settings, &source)?.to_string();
     let access = if settings.read_only.is_yes() { Access::Read } else { Access::Write };
     let root = root::root(settings, host, source, access)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
@@ -52,6 +54,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         environment: environment::of_payload(settings, host)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
+        user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
         mounts: mounts::custom(settings, host)?,
         network,
@@ -89,7 +92,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.verity_data.is_said(), "--verity-data="),
         no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
-        no(s.user.value().is_some_and(|user| !is_root(user)), "--uid="),
         no(s.kill_signal.is_said(), "--kill-signal="),
         no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
@@ -139,13 +141,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     }
 }
 
-fn is_root(user: &User) -> bool {
-    match user {
-        User::Id(id) => *id == 0,
-        User::Name(name) => name.to_string() == "root",
-    }
-}
-
 fn start(settings: &Settings) -> Result<Start> {
     let words: Vec<OsString> = settings.parameters.value().cloned().unwrap_or_default();
     Ok(match settings.start.or(StartMode::Pid1) {
@@ -188,6 +183,7 @@ mod tests {
             is_root: true,
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
+            own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
@@ -197,19 +193,58 @@ mod tests {
     }
 
     fn spec(words: &[&str]) -> Result<Spec> {
+        spec_on(words, &host())
+    }
+
+    fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
         let words = std::iter::once("rspawn").chain(words.iter().copied()).map(OsString::from);
         match cli::parse(words).unwrap() {
-            Invocation::Run(settings) => resolve(&settings, &host()),
+            Invocation::Run(settings) => resolve(&settings, host),
             other => panic!("{other:?}"),
         }
     }
 
+    /// NAM-03, NAM-04.
     #[test]
     fn the_name_comes_from_the_directory_unless_it_is_given() {
         assert_eq!(spec(&["-D", "/srv/My_Tree"]).unwrap().machine, "MyTree");
         assert_eq!(spec(&["-D", "/srv/tree", "-M", "other"]).unwrap().hostname, "other");
+        let error = spec(&["-D", "/srv/___"]).unwrap_err();
+        assert!(error.to_string().contains("\"/srv/___\""), "{error}");
+        assert!(crate::errors::Report::of(&error).hint.is_some_and(|hint| hint.contains("-M")));
     }
 
+    /// NAM-01, I-01: the directories of machines, in their order; what is not there is named.
+    #[test]
+    fn a_name_alone_is_searched_where_machines_are() {
+        let spec = spec_on(&["-M", "m"], &host()).unwrap();
+        assert_eq!(spec.root.source(), std::path::Path::new("/var/lib/machines/m"));
+        let elsewhere = Host {
+            canonical: |path| match path.starts_with("/var/lib/container") {
+                true => Ok(path.to_owned()),
+                false => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            },
+            ..host()
+        };
+        let spec = spec_on(&["-M", "m"], &elsewhere).unwrap();
+        assert_eq!(spec.root.source(), std::path::Path::new("/var/lib/container/m"));
+        let nowhere =
+            Host { canonical: |_| Err(io::Error::from_raw_os_error(libc::ENOENT)), ..host() };
+        let error = spec_on(&["-M", "m"], &nowhere).unwrap_err();
+        assert_eq!(error.to_string(), "--machine=: there is no machine \"m\"");
+    }
+
+    /// NAM-02.
+    #[test]
+    fn without_a_name_the_working_directory_is_the_root() {
+        let spec = spec(&[]).unwrap();
+        assert_eq!(spec.root.source(), std::path::Path::new("/home/user/."));
+        assert_eq!(spec.machine, "user");
+        let error = spec_on(&[], &Host { cwd: None, ..host() }).unwrap_err();
+        assert!(crate::errors::Report::of(&error).hint.is_some_and(|hint| hint.contains("-D")));
+    }
+
+    /// CON-12, I-12.
     #[test]
     fn the_host_needs_a_throw_away_layer() {
         let error = spec(&["-D", "/"]).unwrap_err();
@@ -243,6 +278,7 @@ mod tests {
         assert_eq!(error.to_string(), "--network-veth is not implemented in this version");
     }
 
+    /// CLI-21.
     #[test]
     fn dropping_a_capability_wins_over_adding_it() {
         let spec = spec(&["-D/x", "--capability=all", "--drop-capability=CAP_MKNOD"]).unwrap();
