@@ -4,6 +4,8 @@
 //! Invariant: the source is checked before anything is made or copied (DEF-14), and locked before anything
 //! is written (SNP-50).
 
+pub mod discover;
+pub mod gpt;
 mod layer;
 mod lock;
 mod remove;
