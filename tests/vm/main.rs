@@ -19,6 +19,8 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod overlay;
+mod tmpfs;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -27,6 +29,8 @@ const SUITE: Suite = Suite {
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
         locks::CASES,
         console::CASES,
