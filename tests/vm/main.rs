@@ -22,6 +22,8 @@ mod loopfs;
 mod mounts;
 mod settings;
 mod user;
+mod overlay;
+mod tmpfs;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -30,6 +32,8 @@ const SUITE: Suite = Suite {
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
         locks::CASES,
         console::CASES,
