@@ -18,6 +18,7 @@
 //! * **The supervisor alone tells errors**, as one chain of what was being done.
 //! * There is no set-uid mode, no daemon, no async runtime, and no re-exec of our own binary.
 
+pub mod cgroup;
 pub mod cli;
 pub mod console;
 pub mod errors;

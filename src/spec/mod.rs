@@ -51,6 +51,8 @@ pub struct Spec {
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
     pub capabilities: CapSet,
+    /// Whether CAP_MKNOD was asked for, and so is kept where nothing guards the devices (R10).
+    pub makes_nodes: bool,
     /// What a command of another user than root keeps of them (S-01).
     pub ambient: CapSet,
     /// Which system calls it may make; `None` is all of them, as `SYSTEMD_SECCOMP=0` says (F-05).

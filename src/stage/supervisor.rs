@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
+use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
 use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
@@ -47,6 +48,8 @@ enum Event {
 pub fn run(spec: &Spec) -> Result<u8> {
     let signals = block_signals()?;
     let mut session = Session::open(spec)?;
+    let narrowed = session.narrowed(spec);
+    let spec = &*narrowed;
     let mut console = open_console(spec)?;
     if spec.verbosity >= Verbosity::Normal {
         greet(spec);
@@ -144,7 +147,8 @@ impl<'a> Boot<'a> {
             link: &outer_link,
             inner_link: &inner_link,
         };
-        let child = fork(
+        let child = fork_into(
+            session.cgroup(),
             libc::CLONE_NEWNS,
             Parent::Us,
             || outer::run(&outer),

@@ -10,6 +10,7 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod devices;
 mod directory;
 mod environment;
 mod ephemeral;
@@ -20,13 +21,14 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
-mod settings;
-mod user;
 mod overlay;
+mod settings;
 mod tmpfs;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
+        devices::CASES,
         directory::CASES,
         exit::CASES,
         mounts::CASES,

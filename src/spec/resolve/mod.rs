@@ -68,6 +68,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
+        makes_nodes: security::makes_nodes(settings)?,
         calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
