@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::termios::isatty;
 
+use crate::handover::Handover;
+
 /// What [`crate::spec::resolve`] may know.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -16,6 +18,8 @@ pub struct Host {
     pub cwd: Option<PathBuf>,
     /// Whether stdin, stdout and stderr are terminals.
     pub terminals: [bool; 3],
+    /// What our caller has opened for the payload.
+    pub handover: Handover,
     /// Looks up a variable of the caller's environment.
     pub variable: fn(&str) -> Option<OsString>,
     /// Resolves the links of a path of the host.
@@ -24,7 +28,7 @@ pub struct Host {
 
 impl Host {
     /// Looks at this machine.
-    pub fn look() -> Self {
+    pub fn look(handover: Handover) -> Self {
         Self {
             is_root: rustix::process::geteuid().is_root(),
             cwd: std::env::current_dir().ok(),
@@ -33,6 +37,7 @@ impl Host {
                 isatty(rustix::stdio::stdout()),
                 isatty(rustix::stdio::stderr()),
             ],
+            handover,
             variable: |name| std::env::var_os(name),
             canonical: |path| std::fs::canonicalize(path),
         }

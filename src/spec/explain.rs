@@ -54,6 +54,12 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     facts.push(("network", network.to_owned()));
     let console = if spec.wiring.pty { "pseudo-terminal" } else { "our own streams" };
     facts.push(("console", console.to_owned()));
+    if spec.handover.count() > 0 {
+        facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));
+    }
+    if spec.notify_ready {
+        facts.push(("ready", "when the container says so".to_owned()));
+    }
     facts.push(("capabilities", spec.capabilities.to_string()));
     facts.push(("system-calls", calls(spec.calls.as_ref())));
     if spec.limits != Limits::default() {

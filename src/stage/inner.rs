@@ -33,7 +33,8 @@ use crate::sys::process::keep_only;
 use crate::tree;
 
 pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>) -> Result<()> {
-    keep_only(&[link.as_fd()]).context("closing what the container must not see")?;
+    keep_only(spec.handover.end(), &[link.as_fd()])
+        .context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;

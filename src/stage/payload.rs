@@ -46,6 +46,9 @@ pub(super) fn exec(spec: &Spec, machine_id: &Id) -> Refusal {
     if let Err(error) = enter_directory(spec) {
         return Refusal { error, errno: None };
     }
+    if let Err(error) = spec.handover.release() {
+        return Refusal { error, errno: None };
+    }
     reset_signals();
     match &spec.start {
         Start::Command { words } => {

@@ -19,11 +19,13 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod notify;
 
 const SUITE: Suite = Suite {
     tables: &[
         directory::CASES,
         exit::CASES,
+        notify::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,

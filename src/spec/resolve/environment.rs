@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+use super::process;
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::settings::Settings;
@@ -19,6 +20,7 @@ pub(super) fn of_payload(settings: &Settings, host: &Host) -> Result<Vec<(String
     if let Some(term) = of_caller("TERM") {
         variables.push(("TERM".to_owned(), term));
     }
+    variables.extend(process::variables(settings, host));
     for entry in settings.environment.values() {
         let name = entry.name.to_string();
         let value = match &entry.value {

@@ -2,6 +2,7 @@
 
 mod environment;
 mod mounts;
+mod process;
 mod root;
 mod security;
 
@@ -61,6 +62,8 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         calls: security::calls(settings, host),
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
+        handover: host.handover,
+        notify_ready: settings.notify_ready.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
         machine,
         start,
@@ -91,7 +94,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
         no(s.user.value().is_some_and(|user| !is_root(user)), "--uid="),
         no(s.kill_signal.is_said(), "--kill-signal="),
-        no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
@@ -180,6 +182,7 @@ mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
+    use crate::handover::Handover;
     use crate::root::{RootSpec, Rung};
     use std::io;
 
@@ -188,6 +191,7 @@ mod tests {
             is_root: true,
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
+            handover: Handover::default(),
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
@@ -225,7 +229,13 @@ mod tests {
             spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(
             values,
-            [format!("PATH={PATH}").as_str(), "container=systemd-nspawn", "TERM=dumb", "A=2"]
+            [
+                format!("PATH={PATH}").as_str(),
+                "container=systemd-nspawn",
+                "NOTIFY_SOCKET=/run/host/notify",
+                "TERM=dumb",
+                "A=2"
+            ]
         );
     }
 
