@@ -11,6 +11,7 @@ mod caps;
 mod cleanup;
 mod console;
 mod directory;
+mod environment;
 mod ephemeral;
 mod errors;
 mod exit;
@@ -20,6 +21,10 @@ mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
+mod overlay;
+mod settings;
+mod tmpfs;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -29,13 +34,18 @@ const SUITE: Suite = Suite {
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
         locks::CASES,
         console::CASES,
         errors::CASES,
+        environment::CASES,
         explain::CASES,
         hostile::CASES,
+        user::CASES,
         cleanup::CASES,
+        settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),
