@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
 use crate::errors::Verbosity;
+use crate::handover::Handover;
 use crate::mounts::Custom;
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
@@ -61,6 +62,10 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
+    /// Which of our caller's descriptors are the payload's (FDS-02).
+    pub handover: Handover,
+    /// Whether the container is ready only once it says so (E-07).
+    pub notify_ready: bool,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.

@@ -40,7 +40,7 @@ pub(super) fn run(
     link: &Link<FromInner, ToInner>,
 ) -> Result<()> {
     let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
-    keep_only(&kept).context("closing what the container must not see")?;
+    keep_only(spec.handover.end(), &kept).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;

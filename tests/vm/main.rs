@@ -21,6 +21,7 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod notify;
 mod overlay;
 mod settings;
 mod tmpfs;
@@ -31,6 +32,7 @@ const SUITE: Suite = Suite {
         devices::CASES,
         directory::CASES,
         exit::CASES,
+        notify::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,

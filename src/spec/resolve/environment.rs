@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 use anyhow::{Context, Result};
 
+use super::process;
 use crate::console::mode::Wiring;
 use crate::errors::hinted;
 use crate::host::Host;
@@ -56,6 +57,9 @@ pub(super) fn of_payload(
     let os_release = (host.os_release)().unwrap_or_default();
     for (key, name) in TOLD {
         assigned(&os_release, key).into_iter().for_each(|value| set(name, value));
+    }
+    for (name, value) in process::variables(settings, host) {
+        set(name, value);
     }
     if let Some(words) = settings.parameters.value().filter(|_| matches!(start, Start::Init { .. }))
     {

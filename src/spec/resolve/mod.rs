@@ -4,6 +4,7 @@ mod conflicts;
 mod environment;
 mod knobs;
 mod mounts;
+mod process;
 mod root;
 mod security;
 
@@ -72,6 +73,8 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
+        handover: host.handover,
+        notify_ready: settings.notify_ready.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
         knobs,
         machine,
@@ -101,7 +104,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
         no(s.kill_signal.is_said(), "--kill-signal="),
-        no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
@@ -181,6 +183,7 @@ mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
+    use crate::handover::Handover;
     use crate::root::{RootSpec, Rung};
     use crate::spec::Knobs;
     use std::io;
@@ -190,6 +193,7 @@ mod tests {
             is_root: true,
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
+            handover: Handover::default(),
             own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             os_release: || Some("ID=fixture\n".to_owned()),
@@ -277,6 +281,7 @@ mod tests {
                 "container=systemd-nspawn",
                 "LANG=C.UTF-8",
                 "container_host_id=fixture",
+                "NOTIFY_SOCKET=/run/host/notify",
                 "TERM=foot",
                 "A=2"
             ]
