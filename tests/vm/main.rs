@@ -17,6 +17,7 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
@@ -31,6 +32,7 @@ const SUITE: Suite = Suite {
         caps::CASES,
         bind::CASES,
         ephemeral::CASES,
+        leaks::CASES,
         locks::CASES,
         console::CASES,
         errors::CASES,
