@@ -4,12 +4,17 @@
 //! Invariant: the source is checked before anything is made or copied (DEF-14), and locked before anything
 //! is written (SNP-50).
 
+pub mod discover;
+pub mod gpt;
 mod layer;
 mod lock;
 mod remove;
 
+pub(crate) use layer::{hold, sweep as sweep_place};
+pub(crate) use remove::tree as remove_tree;
+
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -109,6 +114,14 @@ impl Root {
     /// The machine id that the tree has.
     pub fn machine_id(&self) -> Option<&Id> {
         self.machine_id.as_ref()
+    }
+
+    /// The tree itself, where there is no throw-away layer over it.
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        match self.layer {
+            None => Some(self.source.as_fd()),
+            Some(_) => None,
+        }
     }
 
     /// A new mount of the root, attached nowhere yet, for one run of the container.

@@ -41,6 +41,8 @@ pub struct Spec {
     pub chdir: Option<PathBuf>,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
+    /// Where new directories for empty sources are made, in this order.
+    pub scratch_places: Vec<PathBuf>,
     /// Whose network it sees.
     pub network: Network,
     /// How it reaches the user's terminal.

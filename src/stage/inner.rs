@@ -26,20 +26,28 @@ use crate::console::pty;
 use crate::errors::Report;
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
-use crate::mounts::{self, Stage};
+use crate::mounts::{self, Opened, Stage};
 use crate::security::{caps, limits, seccomp};
 use crate::settings::value::Limit;
 use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
-pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>) -> Result<()> {
-    keep_only(&[link.as_fd()]).context("closing what the container must not see")?;
+pub(super) fn run(
+    spec: &Spec,
+    machine_id: &Id,
+    mut custom: Opened,
+    link: &Link<FromInner, ToInner>,
+) -> Result<()> {
+    let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
+    keep_only(&kept).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
     let root = InRoot::new(open_directory("/")?);
     mounts::apply(&mounts::table(), Stage::Inner, &root)?;
+    custom.mount(Stage::Inner, &root)?;
+    drop(custom);
     let console = connect_console(spec, &root, link)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
     if spec.network == Network::Private {

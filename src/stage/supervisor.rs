@@ -136,7 +136,14 @@ impl<'a> Boot<'a> {
         let root = session.root().mounted()?;
         let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
         let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
-        let outer = Outer { spec, ids: &ids, root, link: &outer_link, inner_link: &inner_link };
+        let outer = Outer {
+            spec,
+            ids: &ids,
+            root,
+            scratch: session.scratch(),
+            link: &outer_link,
+            inner_link: &inner_link,
+        };
         let child = fork(
             libc::CLONE_NEWNS,
             Parent::Us,

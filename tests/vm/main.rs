@@ -23,6 +23,8 @@ mod loopfs;
 mod mounts;
 mod settings;
 mod user;
+mod overlay;
+mod tmpfs;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -31,6 +33,8 @@ const SUITE: Suite = Suite {
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
         leaks::CASES,
         locks::CASES,

@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
 use crate::settings::value::{
-    Console, CustomMount, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
+    Console, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
 };
 
 /// Decides.
@@ -63,6 +63,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
         mounts: mounts::custom(settings, host)?,
+        scratch_places: layer_places(host),
         network,
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
@@ -83,7 +84,6 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
 /// without it.
 fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let no = |said: bool, option: &'static str| said.then_some(option);
-    let mounts = |wanted: fn(&CustomMount) -> bool| s.mounts.values().any(wanted);
     let missing = [
         no(s.template.is_said(), "--template="),
         no(s.image.is_said(), "--image="),
@@ -136,8 +136,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
         no(s.credentials.is_said(), "--set-credential= and --load-credential="),
-        no(mounts(|mount| matches!(mount, CustomMount::Overlay(_))), "--overlay="),
-        no(mounts(|mount| matches!(mount, CustomMount::Inaccessible(_))), "--inaccessible="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
