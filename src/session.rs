@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 
+use crate::credentials::Credential;
 use crate::ids::{self, Id, Ids};
 use crate::mounts::Scratch;
 use crate::root::{self, Root};
@@ -16,6 +17,7 @@ pub struct Session {
     scratch: Scratch,
     root: Root,
     machine_id: Id,
+    credentials: Vec<Credential>,
 }
 
 impl Session {
@@ -23,7 +25,7 @@ impl Session {
     ///
     /// # Errors
     /// When the root cannot be acquired; whatever was made by then is removed again.
-    pub fn open(spec: &Spec) -> Result<Self> {
+    pub fn open(spec: &Spec, credentials: Vec<Credential>) -> Result<Self> {
         let mut undo = Undo::default();
         let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &spec.knobs, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
@@ -33,7 +35,7 @@ impl Session {
         };
         let tree = root.directory();
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
-        Ok(Self { undo, scratch, root, machine_id })
+        Ok(Self { undo, scratch, root, machine_id, credentials })
     }
 
     /// The ids of a new run.
@@ -49,6 +51,11 @@ impl Session {
     /// The directories of the host that were made for its mounts.
     pub(crate) fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// What was read of the credentials, for a run.
+    pub(crate) fn credentials(&self) -> &[Credential] {
+        &self.credentials
     }
 
     /// Takes everything back and lets go.

@@ -16,6 +16,7 @@ use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_deat
 use super::link::Link;
 use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
 use super::{Parent, fork, inner};
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
@@ -32,12 +33,13 @@ pub(super) struct Outer<'a> {
     /// The root, attached nowhere yet.
     pub(super) root: OwnedFd,
     pub(super) scratch: &'a Scratch,
+    pub(super) credentials: &'a [Credential],
     pub(super) link: &'a Link<FromOuter, ToOuter>,
     pub(super) inner_link: &'a Link<FromInner, ToInner>,
 }
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
-    let Outer { spec, ids, root, scratch, link, inner_link } = outer;
+    let Outer { spec, ids, root, scratch, credentials, link, inner_link } = outer;
     let kept: Vec<_> =
         [root.as_fd(), link.as_fd(), inner_link.as_fd()].into_iter().chain(scratch.fds()).collect();
     keep_only(&kept).context("closing what this stage does not need")?;
@@ -56,13 +58,16 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
+    if !credentials.is_empty() {
+        credentials::make_place(&tree)?;
+    }
     tree::covers(&tree)?;
     custom.mount(Stage::Outer, &tree)?;
     switch_root(&tree)?;
     let child = fork(
         namespaces(spec),
         Parent::OurParent,
-        || inner::run(spec, &ids.machine, custom, inner_link),
+        || inner::run(spec, &ids.machine, credentials, custom, inner_link),
         |error| inner::tell(inner_link, &error),
     )
     .context("making the container's namespaces")?;

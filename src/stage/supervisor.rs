@@ -19,6 +19,7 @@ use super::{Child, Parent, fork, outer, told};
 use crate::console::forward::{Forwarder, Streams};
 use crate::console::hotkey::Hotkey;
 use crate::console::pty::release_inherited;
+use crate::credentials;
 use crate::errors::{Hinted, Report, Verbosity, hinted};
 use crate::exit::{self, Ending, Next};
 use crate::session::Session;
@@ -45,8 +46,10 @@ enum Event {
 /// # Errors
 /// When the container could not be started; nothing of it is left then.
 pub fn run(spec: &Spec) -> Result<u8> {
+    // Whoever gives one may keep us waiting; a signal simply ends us then, since nothing is made yet.
+    let credentials = credentials::load(&spec.credentials)?;
     let signals = block_signals()?;
-    let mut session = Session::open(spec)?;
+    let mut session = Session::open(spec, credentials)?;
     let mut console = open_console(spec)?;
     if spec.verbosity >= Verbosity::Normal {
         greet(spec);
@@ -141,6 +144,7 @@ impl<'a> Boot<'a> {
             ids: &ids,
             root,
             scratch: session.scratch(),
+            credentials: session.credentials(),
             link: &outer_link,
             inner_link: &inner_link,
         };

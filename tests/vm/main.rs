@@ -10,6 +10,7 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod credentials;
 mod directory;
 mod environment;
 mod ephemeral;
@@ -21,10 +22,10 @@ mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
-mod settings;
-mod user;
 mod overlay;
+mod settings;
 mod tmpfs;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -39,6 +40,7 @@ const SUITE: Suite = Suite {
         leaks::CASES,
         locks::CASES,
         console::CASES,
+        credentials::CASES,
         errors::CASES,
         environment::CASES,
         explain::CASES,
