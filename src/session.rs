@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::Result;
 
 use crate::cgroup::{self, Cgroup};
+use crate::credentials::Credential;
 use crate::errors::Verbosity;
 use crate::ids::{self, Id, Ids};
 use crate::mounts::Scratch;
@@ -23,6 +24,7 @@ pub struct Session {
     cgroup: Option<Cgroup>,
     root: Root,
     machine_id: Id,
+    credentials: Vec<Credential>,
 }
 
 impl Session {
@@ -30,7 +32,7 @@ impl Session {
     ///
     /// # Errors
     /// When the root cannot be acquired; whatever was made by then is removed again.
-    pub fn open(spec: &Spec) -> Result<Self> {
+    pub fn open(spec: &Spec, credentials: Vec<Credential>) -> Result<Self> {
         let mut undo = Undo::default();
         let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &spec.knobs, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
@@ -41,7 +43,7 @@ impl Session {
         let tree = root.directory();
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
         let cgroup = own_cgroup(spec, &mut undo);
-        Ok(Self { undo, scratch, cgroup, root, machine_id })
+        Ok(Self { undo, scratch, cgroup, root, machine_id, credentials })
     }
 
     /// The ids of a new run.
@@ -72,6 +74,11 @@ impl Session {
         }
         let capabilities = spec.capabilities.difference(CapSet::MKNOD);
         Cow::Owned(Spec { capabilities, ..spec.clone() })
+    }
+
+    /// What was read of the credentials, for a run.
+    pub(crate) fn credentials(&self) -> &[Credential] {
+        &self.credentials
     }
 
     /// Takes everything back and lets go.

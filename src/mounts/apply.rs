@@ -145,7 +145,7 @@ pub(super) fn place(row: &Mount, made: &Detached, root: &InRoot) -> Result<()> {
 }
 
 /// Puts a detached mount in its place.
-fn attach(mounted: &OwnedFd, place: &OwnedFd) -> Result<()> {
+pub(crate) fn attach(mounted: &OwnedFd, place: &OwnedFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     match move_mount(mounted, "", place, "", flags) {
         // The kernel says so when one is a directory and the other is not (move_mount(2)).
@@ -158,7 +158,11 @@ fn attach(mounted: &OwnedFd, place: &OwnedFd) -> Result<()> {
 }
 
 /// A new file system, attached nowhere yet.
-fn instance<N: AsRef<str>>(fstype: &str, options: &[(N, String)], attrs: Attrs) -> Result<OwnedFd> {
+pub(crate) fn instance<N: AsRef<str>>(
+    fstype: &str,
+    options: &[(N, String)],
+    attrs: Attrs,
+) -> Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let configured = options
         .iter()

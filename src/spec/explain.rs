@@ -48,6 +48,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     let environment = spec.environment.iter().map(|(name, value)| format!("{name}={value}"));
     facts.push(("environment", environment.collect::<Vec<_>>().join(" ")));
+    if !spec.credentials.is_empty() {
+        let credentials: Vec<_> = spec.credentials.iter().map(ToString::to_string).collect();
+        facts.push(("credentials", credentials.join(", ")));
+    }
     let network = match spec.network {
         Network::Host => "the host's",
         Network::Private => "private, loopback only",

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
+use crate::credentials::Wanted;
 use crate::errors::Verbosity;
 use crate::handover::Handover;
 use crate::mounts::Custom;
@@ -44,6 +45,8 @@ pub struct Spec {
     pub mounts: Vec<Custom>,
     /// Where new directories for empty sources are made, in this order.
     pub scratch_places: Vec<PathBuf>,
+    /// What is handed to it in secret (T-05).
+    pub credentials: Vec<Wanted>,
     /// Whose network it sees.
     pub network: Network,
     /// How it reaches the user's terminal.

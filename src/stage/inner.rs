@@ -23,6 +23,7 @@ use super::payload;
 use super::protocol::{FromInner, ToInner};
 use super::user::{self, Identity};
 use crate::console::pty;
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
@@ -36,6 +37,7 @@ use crate::tree;
 pub(super) fn run(
     spec: &Spec,
     machine_id: &Id,
+    credentials: &[Credential],
     mut custom: Opened,
     link: &Link<FromInner, ToInner>,
 ) -> Result<()> {
@@ -61,6 +63,7 @@ pub(super) fn run(
     if let Some(number) = console.filter(|_| !user.is_root()) {
         user::give_console(&root, number, &user)?;
     }
+    credentials::mount(&root, credentials, user.uid, user.gid)?;
     drop(root);
     link.send(&FromInner::Ready, None)?;
     match link.recv()? {

@@ -21,6 +21,7 @@ use crate::audience::Audience;
 use crate::console::forward::{Forwarder, Streams};
 use crate::console::hotkey::Hotkey;
 use crate::console::pty::release_inherited;
+use crate::credentials;
 use crate::errors::{Hinted, Report, Verbosity, hinted};
 use crate::exit::{self, Ending, Next};
 use crate::notify::Inbox;
@@ -53,8 +54,10 @@ enum Event {
 /// # Errors
 /// When the container could not be started; nothing of it is left then.
 pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
+    // Whoever gives one may keep us waiting; a signal simply ends us then, since nothing is made yet.
+    let credentials = credentials::load(&spec.credentials)?;
     let signals = block_signals()?;
-    let mut session = Session::open(spec)?;
+    let mut session = Session::open(spec, credentials)?;
     let narrowed = session.narrowed(spec);
     let spec = &*narrowed;
     let mut console = open_console(spec)?;
@@ -156,6 +159,7 @@ impl<'a> Boot<'a> {
             root,
             scratch: session.scratch(),
             inbox: &inbox,
+            credentials: session.credentials(),
             link: &outer_link,
             inner_link: &inner_link,
         };

@@ -10,6 +10,7 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod credentials;
 mod devices;
 mod directory;
 mod environment;
@@ -18,6 +19,7 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
@@ -39,8 +41,10 @@ const SUITE: Suite = Suite {
         overlay::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        leaks::CASES,
         locks::CASES,
         console::CASES,
+        credentials::CASES,
         errors::CASES,
         environment::CASES,
         explain::CASES,

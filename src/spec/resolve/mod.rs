@@ -1,6 +1,7 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
 mod conflicts;
+mod credentials;
 mod environment;
 mod knobs;
 mod mounts;
@@ -65,6 +66,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         chdir: settings.chdir.value().cloned(),
         mounts: mounts::custom(settings, host)?,
         scratch_places: layer_places(host),
+        credentials: credentials::credentials(settings, host)?,
         network,
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
@@ -138,7 +140,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
-        no(s.credentials.is_said(), "--set-credential= and --load-credential="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
@@ -298,6 +299,21 @@ mod tests {
         let set = environment(&words, &host());
         assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
         assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// T-05, E-09.
+    #[test]
+    fn each_credential_has_a_name_of_its_own() {
+        let words = ["-D/x", "--set-credential=a:1", "--load-credential=b:/c"];
+        let found = spec(&words).unwrap();
+        let shown: Vec<_> = found.credentials.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["a (1 bytes)", "b from /c"]);
+        assert!(environment(&words, &host()).iter().any(|set| set.starts_with("CREDENTIALS_D")));
+        assert!(!environment(&["-D/x"], &host()).iter().any(|set| set.starts_with("CRED")));
+        let error = spec(&["-D/x", "--set-credential=a:1", "--load-credential=a:/c"]).unwrap_err();
+        assert!(error.to_string().contains("two credentials of this name"), "{error}");
+        let error = spec(&["-D/x", "--load-credential=a:b"]).unwrap_err();
+        assert!(error.to_string().starts_with("--load-credential=a"), "{error}");
     }
 
     /// E-09, ENV-03.
