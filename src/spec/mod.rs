@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
 use crate::errors::Verbosity;
-use crate::mounts::Custom;
+use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
@@ -37,6 +37,8 @@ pub struct Spec {
     pub environment: Vec<(String, String)>,
     /// Its working directory, in the container.
     pub chdir: Option<PathBuf>,
+    /// What the file systems of the kernel are like.
+    pub api: Api,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
     /// Where new directories for empty sources are made, in this order.

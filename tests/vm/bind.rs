@@ -167,6 +167,16 @@ fn an_empty_source_is_a_new_directory_that_is_thrown_away(t: &Guest) -> Result<(
     running.end()?.succeeds()?;
     container("--bind-ro=:/mnt/new").sh("! touch /mnt/new/x 2>/dev/null")?.succeeds()?;
     ensure!(entries(place.path())?.is_empty(), "something is left");
+    let ours = || -> Result<usize> {
+        let found = entries("/var/tmp".as_ref())?;
+        let name = |path: &std::path::PathBuf| path.to_string_lossy().contains(".#rspawn.");
+        Ok(found.iter().filter(|path| name(path)).count())
+    };
+    let mut running = t.container(&tree).arg("--bind=:/mnt/new").start("echo; cat > /dev/null")?;
+    running.next_line()?;
+    ensure!(ours()? == 1, "it is not below /var/tmp");
+    running.end()?.succeeds()?;
+    ensure!(ours()? == 0, "something is left below /var/tmp");
     tree.lacks("mnt/new/file")
 }
 
@@ -256,6 +266,7 @@ fn a_bind_can_lie_below_what_the_inner_stage_mounts(t: &Guest) -> Result<()> {
         .arg(format!("--bind={from}/file:/proc/cpuinfo"))
         .arg(format!("--bind-ro={from}:/sys/kernel"))
         .arg(format!("--bind={from}:/run/host/mine"))
+        .caller_env("TMPDIR", &t.scratch().display().to_string())
         .arg("--overlay=/etc::/proc/tty")
         .sh("cat /proc/cpuinfo /sys/kernel/file /run/host/mine/file; touch /run/host/mine/new /proc/tty/new
              touch /sys/kernel/new 2>/dev/null || echo refused")?

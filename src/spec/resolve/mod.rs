@@ -53,6 +53,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         chdir: settings.chdir.value().cloned(),
+        api: mounts::api(host, network)?,
         mounts: mounts::custom(settings, host)?,
         scratch_places: layer_places(host),
         network,
