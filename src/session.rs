@@ -25,7 +25,7 @@ impl Session {
     /// When the root cannot be acquired; whatever was made by then is removed again.
     pub fn open(spec: &Spec) -> Result<Self> {
         let mut undo = Undo::default();
-        let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &mut undo)?;
+        let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &spec.knobs, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
         let machine_id = match root.machine_id().or(spec.uuid.as_ref()) {
             Some(id) => id.clone(),

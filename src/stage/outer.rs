@@ -95,11 +95,9 @@ fn switch_root(tree: &InRoot) -> Result<()> {
 }
 
 fn namespaces(spec: &Spec) -> libc::c_int {
-    let own = libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWCGROUP;
+    let cgroup = if spec.knobs.cgroup_namespace { libc::CLONE_NEWCGROUP } else { 0 };
+    let own =
+        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | cgroup;
     match spec.network {
         Network::Host => own,
         Network::Private => own | libc::CLONE_NEWNET,

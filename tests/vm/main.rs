@@ -11,6 +11,7 @@ mod caps;
 mod cleanup;
 mod console;
 mod directory;
+mod environment;
 mod ephemeral;
 mod errors;
 mod exit;
@@ -20,7 +21,9 @@ mod locks;
 mod loopfs;
 mod mounts;
 mod overlay;
+mod settings;
 mod tmpfs;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -35,9 +38,12 @@ const SUITE: Suite = Suite {
         locks::CASES,
         console::CASES,
         errors::CASES,
+        environment::CASES,
         explain::CASES,
         hostile::CASES,
+        user::CASES,
         cleanup::CASES,
+        settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),

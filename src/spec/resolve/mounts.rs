@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::knobs::{boolean, text};
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::mounts::{Api, Custom, CustomKind, From, Writable};
@@ -19,18 +20,19 @@ const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/run/host"];
 /// What the API file systems are like (F-05).
 pub(super) fn api(host: &Host, network: Network) -> Result<Api> {
     const WRITABLE: &str = "SYSTEMD_NSPAWN_API_VFS_WRITABLE";
-    let writable = match (host.variable)(WRITABLE) {
+    let writable = match text(host, WRITABLE)? {
         None => Writable::No,
         Some(value) if value == "network" => Writable::Network,
-        Some(value) => match parse_bool(&value.to_string_lossy()) {
+        Some(value) => match parse_bool(&value) {
             Ok(true) => Writable::Yes,
             Ok(false) => Writable::No,
-            Err(_) => bail!("{WRITABLE}: expected yes, no or network, got {value:?}"),
+            Err(_) => bail!(hinted(
+                format!("reading the variable {WRITABLE}: got \"{value}\""),
+                "set it to yes, no or network, or unset it",
+            )),
         },
     };
-    const TMP: &str = "SYSTEMD_NSPAWN_TMPFS_TMP";
-    let tmp = (host.variable)(TMP).map(|value| parse_bool(&value.to_string_lossy()));
-    let tmp = tmp.transpose().context(TMP)?.unwrap_or(true);
+    let tmp = boolean(host, "SYSTEMD_NSPAWN_TMPFS_TMP")?.unwrap_or(true);
     Ok(Api { writable, own_network: network == Network::Private, tmp })
 }
 
