@@ -149,14 +149,16 @@ pub(super) fn place(row: &Mount, made: &Detached, root: &InRoot) -> Result<()> {
 /// Puts a detached mount in its place.
 pub(super) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    match move_mount(mounted, "", place, "", flags) {
-        // The kernel says so when one is a directory and the other is not (move_mount(2)).
-        Err(Errno::NOTDIR) => Err(Errno::NOTDIR).context(hinted(
+    let moved = move_mount(mounted, "", &place, "", flags);
+    let is_dir = |fd: BorrowedFd<'_>| file_type(fd).ok().map(|kind| kind == FileType::Directory);
+    // The kernel only says that something is invalid then.
+    if moved.is_err() && is_dir(mounted.as_fd()) != is_dir(place.as_fd()) {
+        return moved.context(hinted(
             "attaching the mount",
             "the source and the place must both be directories, or neither",
-        )),
-        other => other.context("attaching the mount"),
+        ));
     }
+    moved.context("attaching the mount")
 }
 
 /// A new file system, attached nowhere yet.

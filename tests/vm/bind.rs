@@ -17,6 +17,7 @@ cases![
     a_bind_below_the_tmpfs_of_run_is_not_hidden,
     a_source_that_is_not_there_is_named,
     a_directory_is_not_bound_on_a_file,
+    a_destination_that_leads_nowhere_is_explained,
     a_link_in_the_tree_does_not_lead_a_bind_outside,
     a_source_inside_is_found_inside,
     an_empty_source_is_a_new_directory_that_is_thrown_away,
@@ -104,13 +105,20 @@ fn a_source_that_is_not_there_is_named(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// MNT-31.
+/// MNT-31: neither way round.
 fn a_directory_is_not_bound_on_a_file(t: &Guest) -> Result<()> {
     let (tree, source) = (t.tree().build()?, t.tree().name("source").build()?);
     t.container(&tree)
         .arg(format!("--bind={}:/etc/passwd", source.path().display()))
         .sh("true")?
-        .fails_with("/etc/passwd")?;
+        .fails_with("/etc/passwd")?
+        .fails_with("must be a directory")?;
+    t.container(&tree)
+        .arg(format!("--bind={}/etc/passwd:/etc", source.path().display()))
+        .sh("true")?
+        .fails_with("on /etc")?
+        .fails_with("both be directories, or neither")?;
+    t.container(&tree).arg("--tmpfs=/etc/passwd").sh("true")?.fails_with("must be a directory")?;
     Ok(())
 }
 
@@ -341,4 +349,14 @@ fn a_mapped_bind_needs_a_user_namespace(t: &Guest) -> Result<()> {
     }
     t.container(&tree).arg("--bind=/etc:/mnt:noidmap").sh("true")?.succeeds()?;
     Ok(())
+}
+
+/// DEF-07, MNT-35: nothing is made where a link of the tree points to. systemd-nspawn makes it.
+fn a_destination_that_leads_nowhere_is_explained(t: &Guest) -> Result<()> {
+    let tree = t.tree().link("file", "/gone").link("dir", "/lost").build()?;
+    for option in ["--bind=/etc/passwd:/file", "--bind=/etc:/dir", "--tmpfs=/dir/below"] {
+        t.container(&tree).arg(option).sh("true")?.fails_with("a symbolic link to nothing")?;
+    }
+    tree.lacks("gone")?;
+    tree.lacks("lost")
 }
