@@ -109,8 +109,12 @@ impl InRoot {
         }
         let (parent, name) = self.make_parent(path, links)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name, flags | OFlags::WRONLY, Mode::from_raw_mode(0o644))
-            .with_context(|| making(path))?;
+        match rustix::fs::openat(&parent, name, flags | OFlags::WRONLY, Mode::from_raw_mode(0o644))
+        {
+            Ok(_) => {}
+            Err(errno @ Errno::EXIST) => return Err(explain(path, errno)),
+            Err(errno) => return Err(errno).with_context(|| making(path)),
+        }
         self.open(path, links, OFlags::PATH).map_err(|errno| explain(path, errno))
     }
 
@@ -148,6 +152,10 @@ fn explain(path: &Path, errno: Errno) -> anyhow::Error {
     let hint = match errno {
         Errno::LOOP => format!("{shown} of the tree is, or leads over, a symbolic link"),
         Errno::NOTDIR => format!("{shown} of the tree must be a directory"),
+        // We have just tried to make it: what is there and is not leads somewhere else.
+        Errno::NOENT | Errno::EXIST => {
+            format!("{shown} of the tree is, or leads over, a symbolic link to nothing")
+        }
         _ => return anyhow::Error::new(errno).context(what),
     };
     anyhow::Error::new(errno).context(hinted(what, hint))
@@ -210,7 +218,12 @@ mod tests {
     #[test]
     fn a_dangling_link_is_not_created_through() {
         let (outside, root) = root(|tree| symlink("/gone", tree.join("link")).unwrap());
-        assert!(root.make_file(Path::new("/link"), Links::Inside).is_err());
+        let file = root.make_file(Path::new("/link"), Links::Inside).map(drop);
+        let dir = root.make_dir(Path::new("/link/dir"), Links::Inside).map(drop);
+        for error in [file.unwrap_err(), dir.unwrap_err()] {
+            let report = crate::errors::Report::of(&error);
+            assert!(report.hint.unwrap().contains("link to nothing"), "{}", report.chain);
+        }
         assert!(!outside.path().join("tree/gone").exists());
     }
 }

@@ -30,7 +30,7 @@ pub fn json(spec: &Spec) -> String {
 }
 
 fn rows(spec: &Spec) -> Vec<Mount> {
-    let mut rows = table();
+    let mut rows = table(&spec.api);
     rows.extend(custom(&spec.mounts));
     rows
 }

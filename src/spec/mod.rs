@@ -15,7 +15,7 @@ use crate::console::mode::Wiring;
 use crate::credentials::Wanted;
 use crate::errors::Verbosity;
 use crate::handover::Handover;
-use crate::mounts::Custom;
+use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
@@ -41,6 +41,8 @@ pub struct Spec {
     pub user: User,
     /// Its working directory, in the container.
     pub chdir: Option<PathBuf>,
+    /// What the file systems of the kernel are like.
+    pub api: Api,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
     /// Where new directories for empty sources are made, in this order.

@@ -59,8 +59,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     if spec.root.access() == Access::Read {
         mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
     }
-    let rows = mounts::table();
-    mounts::apply(&rows, Stage::Outer, &tree)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
     inbox.appear(&tree)?;
