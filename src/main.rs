@@ -9,7 +9,7 @@ use rspawn::errors::{Report, hinted, warn};
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, root, spec, stage};
+use rspawn::{exit, host, root, spec, stage};
 
 fn main() -> ExitCode {
     // Nothing that our caller has left open may reach the payload (FDS-01); nothing of ours is open yet.
@@ -31,7 +31,11 @@ fn main() -> ExitCode {
     match act(invocation) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("{}", Report::of(&error));
+            let mut report = Report::of(&error);
+            if report.is_about_rights() {
+                report.hint = report.hint.or_else(host::why_not_permitted);
+            }
+            eprintln!("{report}");
             ExitCode::from(exit::of_failure(exit_mode, None))
         }
     }
