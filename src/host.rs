@@ -21,6 +21,8 @@ pub struct Host {
     pub own_cgroup: fn() -> Option<String>,
     /// Looks up a variable of the caller's environment.
     pub variable: fn(&str) -> Option<OsString>,
+    /// The text of the host's os-release file, if it has one; read when asked for.
+    pub os_release: fn() -> Option<String>,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -42,6 +44,7 @@ impl Host {
                 text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
             },
             variable: |name| std::env::var_os(name),
+            os_release,
             canonical: |path| std::fs::canonicalize(path),
         }
     }
@@ -73,4 +76,10 @@ pub fn why_not_permitted() -> Option<String> {
     let whole = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
     let nested = "rspawn runs in a user namespace, whose root may not do that on this machine";
     (!whole).then(|| nested.to_owned())
+}
+
+/// os-release(5) names the two places and their order.
+fn os_release() -> Option<String> {
+    let places = ["/etc/os-release", "/usr/lib/os-release"];
+    places.iter().find_map(|path| std::fs::read_to_string(path).ok())
 }

@@ -1,12 +1,13 @@
 //! How does inner become the payload? User, environment, working directory, exec.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::Mode;
 
 use super::exec::{NotRun, execute};
+use super::user::Identity;
 use crate::errors::hinted;
 use crate::ids::Id;
 use crate::spec::{Spec, Start};
@@ -18,9 +19,6 @@ const INITS: [&str; 3] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/
 /// Shells, in the order in which they are tried, and their names as login shells (NS-12).
 const SHELLS: [(&str, &str); 2] = [("/bin/bash", "-bash"), ("/bin/sh", "-sh")];
 
-/// Home of the container's root (ENV-02).
-const HOME: &str = "/root";
-
 /// Why nothing was executed.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -29,23 +27,14 @@ pub(super) struct Refusal {
     pub(super) errno: Option<i32>,
 }
 
-/// Becomes the container's root with no groups of the caller's (NS-07, CVE-2014-8989).
-pub(super) fn become_root() -> Result<()> {
-    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
-    setgroups(&[]).context("dropping the caller's groups")?;
-    setresgid(group, group, group).context("becoming group root")?;
-    setresuid(user, user, user).context("becoming root")
-}
-
 /// Executes what the spec names; comes back only with a refusal.
-pub(super) fn exec(spec: &Spec, machine_id: &Id) -> Refusal {
+pub(super) fn exec(spec: &Spec, machine_id: &Id, user: &Identity) -> Refusal {
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    if let Err(error) = enter_directory(spec) {
+    if let Err(error) = enter_directory(spec, user) {
         return Refusal { error, errno: None };
     }
     reset_signals();
-    let environment = environment(spec, machine_id);
+    let environment = environment(spec, machine_id, user);
     match &spec.start {
         Start::Command { words } => {
             let not_run = execute(&words[0], words, &environment, path_of(spec));
@@ -96,12 +85,18 @@ fn first(programs: &[(&str, &str)], arguments: &[OsString], environment: &[OsStr
 
 /// The payload's environment: what the spec says, and who and where it is if the spec does not say otherwise
 /// (ENV-02, ENV-05, E-09).
-fn environment(spec: &Spec, machine_id: &Id) -> Vec<OsString> {
-    let ours =
-        [("HOME", HOME), ("USER", "root"), ("LOGNAME", "root"), ("container_uuid", machine_id)];
+fn environment(spec: &Spec, machine_id: &Id, user: &Identity) -> Vec<OsString> {
+    let name: &OsStr = user.name.as_ref();
+    let id: &OsStr = machine_id.as_ref();
+    let ours = [
+        ("HOME", user.home.as_os_str()),
+        ("USER", name),
+        ("LOGNAME", name),
+        ("container_uuid", id),
+    ];
     let said = |name: &str| spec.environment.iter().any(|(known, _)| known == name);
     let ours = ours.into_iter().filter(|(name, _)| !said(name));
-    let ours = ours.map(|(name, value)| format!("{name}={value}").into());
+    let ours = ours.map(|(name, value)| [OsStr::new(name), value].join(OsStr::new("=")));
     ours.chain(spec.environment.iter().map(|(name, value)| format!("{name}={value}").into()))
         .collect()
 }
@@ -114,7 +109,7 @@ fn path_of(spec: &Spec) -> &str {
 
 /// `--chdir=`, or the home of a shell's user; then makes sure that the place is in the container, which the
 /// kernel says by how it names it (CVE-2024-21626).
-fn enter_directory(spec: &Spec) -> Result<()> {
+fn enter_directory(spec: &Spec, user: &Identity) -> Result<()> {
     match (&spec.chdir, &spec.start) {
         (Some(dir), _) => {
             std::env::set_current_dir(dir).with_context(|| {
@@ -122,9 +117,15 @@ fn enter_directory(spec: &Spec) -> Result<()> {
                 hinted(what, "the directory is one of the container")
             })?;
         }
-        (None, Start::Shell) if Path::new(HOME).is_dir() => {
-            std::env::set_current_dir(HOME).with_context(|| format!("entering {HOME}"))?;
-        }
+        (None, Start::Shell) => match std::env::set_current_dir(&user.home) {
+            Ok(()) => {}
+            // A shell is of use without its home; login(1) says no more than that it is missing either.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EACCES)) => {}
+            Err(error) => {
+                let home = user.home.display();
+                return Err(error).with_context(|| format!("entering the home {home}"));
+            }
+        },
         (None, _) => {}
     }
     let here = rustix::process::getcwd(Vec::new()).context("asking for the working directory")?;

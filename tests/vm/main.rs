@@ -11,6 +11,7 @@ mod caps;
 mod cleanup;
 mod console;
 mod directory;
+mod environment;
 mod ephemeral;
 mod errors;
 mod exit;
@@ -19,7 +20,10 @@ mod hostile;
 mod locks;
 mod loopfs;
 mod mounts;
+mod overlay;
 mod settings;
+mod tmpfs;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -28,12 +32,16 @@ const SUITE: Suite = Suite {
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
         locks::CASES,
         console::CASES,
         errors::CASES,
+        environment::CASES,
         explain::CASES,
         hostile::CASES,
+        user::CASES,
         cleanup::CASES,
         settings::CASES,
     ],
