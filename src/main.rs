@@ -10,7 +10,7 @@ use rspawn::errors::{Report, hinted, warn};
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, handover, root, spec, stage};
+use rspawn::{exit, handover, host, root, spec, stage};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -27,7 +27,11 @@ fn main() -> ExitCode {
     match act(invocation) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("{}", Report::of(&error));
+            let mut report = Report::of(&error);
+            if report.is_about_rights() {
+                report.hint = report.hint.or_else(host::why_not_permitted);
+            }
+            eprintln!("{report}");
             ExitCode::from(exit::of_failure(exit_mode, None))
         }
     }

@@ -96,7 +96,12 @@ pub(super) fn fork_into(
 /// no procfs; it is itself a fresh child, which has one thread.
 fn threads() -> io::Result<usize> {
     match std::fs::read_dir("/proc/self/task") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        // A tree may have a file there.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(0)
+        }
         tasks => Ok(tasks?.count()),
     }
 }

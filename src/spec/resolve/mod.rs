@@ -157,7 +157,8 @@ fn start(settings: &Settings) -> Result<Start> {
         StartMode::Boot => Start::Init { arguments: environment::arguments(words) },
         StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
         StartMode::Pid1 | StartMode::Pid2 => {
-            ensure!(!words[0].is_empty(), "the command is empty");
+            let hint = "an empty variable in a script? without a command there is a login shell";
+            ensure!(!words[0].is_empty(), hinted("the command is an empty word", hint));
             Start::Command { words }
         }
     })
