@@ -42,6 +42,9 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     facts.push(("root", root(&spec.root)));
     facts.push(("start", start(&spec.start)));
+    if spec.has_stub {
+        facts.push(("process-1", "a stub; the payload is process 2".to_owned()));
+    }
     facts.push(("user", spec.user.to_string()));
     if let Some(dir) = &spec.chdir {
         facts.push(("chdir", dir.display().to_string()));

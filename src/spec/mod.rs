@@ -67,6 +67,8 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
+    /// Whether process 1 is a stub of ours and the payload process 2 (E-01).
+    pub has_stub: bool,
     /// Which of our caller's descriptors are the payload's (FDS-02).
     pub handover: Handover,
     /// Whether the container is ready only once it says so (E-07).
@@ -96,6 +98,13 @@ impl Default for Knobs {
     fn default() -> Self {
         let service = "systemd-nspawn".to_owned();
         Self { locks: true, checks_os_release: true, cgroup_namespace: true, service }
+    }
+}
+
+impl Spec {
+    /// Whether what runs in the container can be expected to reboot it: an init, or a stub that acts as one.
+    pub fn may_reboot(&self) -> bool {
+        self.has_stub || matches!(self.start, Start::Init { .. })
     }
 }
 

@@ -25,6 +25,7 @@ mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
+mod process;
 mod settings;
 mod tmpfs;
 mod user;
@@ -35,6 +36,7 @@ const SUITE: Suite = Suite {
         directory::CASES,
         exit::CASES,
         notify::CASES,
+        process::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
