@@ -111,6 +111,9 @@ fn calls(calls: Option<&Calls>) -> String {
     if calls.suppress_sync {
         text.push_str(", syncing does nothing");
     }
+    if let Some(families) = &calls.families {
+        text.push_str(&format!(", sockets: {families}"));
+    }
     text
 }
 

@@ -19,6 +19,7 @@ use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
+use crate::security::seccomp::families::Families;
 use crate::settings::value::{ExitMode, Rlimit, User};
 
 /// What will be done.
@@ -97,6 +98,15 @@ pub struct Calls {
     pub lists: CallLists,
     /// Whether calls that wait for a disk do nothing.
     pub suppress_sync: bool,
+    /// Which families of sockets there are, if not all (S-04).
+    pub families: Option<Families>,
+}
+
+impl Calls {
+    /// Whether the user asked for anything that only a filter can do.
+    pub fn is_asked_for(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What the payload may use up, where that is not the default.

@@ -23,6 +23,7 @@ mod locks;
 mod loopfs;
 mod mounts;
 mod overlay;
+mod security;
 mod settings;
 mod tmpfs;
 mod user;
@@ -47,6 +48,7 @@ const SUITE: Suite = Suite {
         hostile::CASES,
         user::CASES,
         cleanup::CASES,
+        security::CASES,
         settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),

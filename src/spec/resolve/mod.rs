@@ -125,7 +125,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.zone.is_said(), "--network-zone="),
         no(s.network_namespace.is_said(), "--network-namespace-path="),
         no(s.ports.is_said(), "--port="),
-        no(s.address_families.is_said(), "--restrict-address-families="),
         no(s.selinux_context.is_said(), "--selinux-context="),
         no(s.selinux_apifs_context.is_said(), "--selinux-apifs-context="),
         no(s.resolv_conf.is_said(), "--resolv-conf="),
@@ -293,6 +292,34 @@ mod tests {
         let set = environment(&words, &host());
         assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
         assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// S-03.
+    #[test]
+    fn a_call_that_is_denied_must_exist() {
+        let error = spec(&["-D/x", "--system-call-filter=~@mout"]).unwrap_err();
+        assert!(error.to_string().contains("\"@mout\""), "{error}");
+        spec(&["-D/x", "--system-call-filter=@of-a-later-version"]).unwrap();
+    }
+
+    /// S-04.
+    #[test]
+    fn address_families_are_looked_up_by_name() {
+        let families = |words: &[&str]| -> String {
+            let words = [&["-D/x"], words].concat();
+            spec(&words).unwrap().calls.unwrap().families.unwrap().to_string()
+        };
+        let option = "--restrict-address-families=AF_UNIX AF_INET";
+        assert_eq!(families(&[option]), "AF_UNIX AF_INET");
+        let without = "--restrict-address-families=~AF_INET";
+        assert_eq!(families(&[option, without]), "AF_UNIX");
+        assert_eq!(families(&[without]), "all but AF_INET");
+        assert_eq!(families(&[option, "--restrict-address-families=none"]), "none");
+        let error = spec(&["-D/x", "--restrict-address-families=AF_NOSUCH"]).unwrap_err();
+        assert!(error.to_string().contains("\"AF_NOSUCH\" is no address family"), "{error}");
+        let unfiltered =
+            Host { variable: |name| (name == "SYSTEMD_SECCOMP").then(|| "0".into()), ..host() };
+        assert!(spec_on(&["-D/x", option], &unfiltered).is_err());
     }
 
     /// T-05, E-09.
