@@ -42,12 +42,12 @@ pub(super) fn run(
     link: &Link<FromInner, ToInner>,
 ) -> Result<()> {
     let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
-    keep_only(&kept).context("closing what the container must not see")?;
+    keep_only(spec.handover.end(), &kept).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
     let root = InRoot::new(open_directory("/")?);
-    mounts::apply(&mounts::table(), Stage::Inner, &root)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
     custom.mount(Stage::Inner, &root)?;
     drop(custom);
     let console = connect_console(spec, &root, link)?;

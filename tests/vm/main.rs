@@ -11,6 +11,7 @@ mod caps;
 mod cleanup;
 mod console;
 mod credentials;
+mod devices;
 mod directory;
 mod environment;
 mod ephemeral;
@@ -22,6 +23,7 @@ mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
+mod notify;
 mod overlay;
 mod security;
 mod settings;
@@ -30,8 +32,10 @@ mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
+        devices::CASES,
         directory::CASES,
         exit::CASES,
+        notify::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,

@@ -5,6 +5,7 @@ mod credentials;
 mod environment;
 mod knobs;
 mod mounts;
+mod process;
 mod root;
 mod security;
 
@@ -63,6 +64,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         root,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
+        api: mounts::api(host, network)?,
         mounts: mounts::custom(settings, host)?,
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
@@ -70,9 +72,12 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
+        makes_nodes: security::makes_nodes(settings)?,
         calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
+        handover: host.handover,
+        notify_ready: settings.notify_ready.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
         knobs,
         machine,
@@ -102,7 +107,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
         no(s.kill_signal.is_said(), "--kill-signal="),
-        no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
@@ -152,7 +156,8 @@ fn start(settings: &Settings) -> Result<Start> {
         StartMode::Boot => Start::Init { arguments: environment::arguments(words) },
         StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
         StartMode::Pid1 | StartMode::Pid2 => {
-            ensure!(!words[0].is_empty(), "the command is empty");
+            let hint = "an empty variable in a script? without a command there is a login shell";
+            ensure!(!words[0].is_empty(), hinted("the command is an empty word", hint));
             Start::Command { words }
         }
     })
@@ -180,6 +185,7 @@ mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
+    use crate::handover::Handover;
     use crate::root::{RootSpec, Rung};
     use crate::spec::Knobs;
     use std::io;
@@ -189,6 +195,7 @@ mod tests {
             is_root: true,
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
+            handover: Handover::default(),
             own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             os_release: || Some("ID=fixture\n".to_owned()),
@@ -276,6 +283,7 @@ mod tests {
                 "container=systemd-nspawn",
                 "LANG=C.UTF-8",
                 "container_host_id=fixture",
+                "NOTIFY_SOCKET=/run/host/notify",
                 "TERM=foot",
                 "A=2"
             ]
