@@ -20,6 +20,7 @@ mod exit;
 mod explain;
 mod hostile;
 mod leaks;
+mod limits;
 mod locks;
 mod loopfs;
 mod mounts;
@@ -43,6 +44,7 @@ const SUITE: Suite = Suite {
         tmpfs::CASES,
         ephemeral::CASES,
         leaks::CASES,
+        limits::CASES,
         locks::CASES,
         console::CASES,
         credentials::CASES,
