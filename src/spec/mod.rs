@@ -72,12 +72,23 @@ pub struct Spec {
     pub handover: Handover,
     /// Whether the container is ready only once it says so (E-07).
     pub notify_ready: bool,
+    /// The SELinux contexts that were asked for.
+    pub labels: Labels,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
     /// What variables of systemd-nspawn's own say.
     pub knobs: Knobs,
+}
+
+/// SELinux contexts, of kernels that have them (S-05).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// Of the payload.
+    pub process: Option<String>,
+    /// Of the files in API file systems (MNT-22).
+    pub files: Option<String>,
 }
 
 /// What is done unless a `SYSTEMD_NSPAWN_*` variable says otherwise (F-05).

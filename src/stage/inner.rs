@@ -28,7 +28,7 @@ use crate::errors::{Report, hinted};
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Opened, Stage};
-use crate::security::{caps, limits, seccomp};
+use crate::security::{caps, limits, seccomp, selinux};
 use crate::settings::value::Limit;
 use crate::spec::{Calls, Network, Spec};
 use crate::sys::process::keep_only;
@@ -64,6 +64,9 @@ pub(super) fn run(
         user::give_console(&root, number, &user)?;
     }
     credentials::mount(&root, credentials, user.uid, user.gid)?;
+    if let Some(label) = &spec.labels.process {
+        selinux::label_next_exec(label)?;
+    }
     drop(root);
     link.send(&FromInner::Ready, None)?;
     match link.recv()? {

@@ -12,6 +12,7 @@ cases![
     only_sockets_of_the_families_that_were_named_are_made,
     a_family_that_does_not_exist_is_named,
     new_privileges_can_be_forbidden,
+    labels_are_refused_where_there_is_no_selinux,
     a_throw_away_run_starts_with_a_clean_environment_too,
 ];
 
@@ -110,6 +111,22 @@ fn new_privileges_can_be_forbidden(t: &Guest) -> Result<()> {
     let container = t.container(&tree).arg("--no-new-privileges=yes");
     container.sh(script)?.prints("NoNewPrivs:1")?;
     t.container(&tree).sh(script)?.prints("NoNewPrivs:0")?;
+    Ok(())
+}
+
+/// CLI-19, S-05. Needs a difference: systemd-nspawn leaves the labels out without a word.
+fn labels_are_refused_where_there_is_no_selinux(t: &Guest) -> Result<()> {
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        // What a policy makes of a label is its own business.
+        return Ok(());
+    }
+    let tree = t.tree().build()?;
+    for (option, named) in [("-Zu:r:t:s0", "selinux-context"), ("-Lu:r:t:s0", "apifs-context")] {
+        t.container(&tree).arg(option).sh("echo ran")?.fails_with(named)?;
+    }
+    for option in ["-Zno-label", "-Lu:r:\"t\""] {
+        t.container(&tree).arg(option).sh("echo ran")?.fails_with("SELinux")?;
+    }
     Ok(())
 }
 

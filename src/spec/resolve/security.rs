@@ -12,7 +12,7 @@ use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
 use crate::settings::value::{AddressFamilies, CapList};
 use crate::settings::{Each, Settings};
-use crate::spec::{Calls, Limits, Network, Start};
+use crate::spec::{Calls, Labels, Limits, Network, Start};
 
 fn union(lists: &Each<CapList>, option: &'static str) -> Result<CapSet> {
     lists
@@ -127,4 +127,23 @@ pub(super) fn capabilities(settings: &Settings, network: Network) -> Result<CapS
         Network::Private => NetworkAdmin::OwnNetwork,
     };
     Ok(retained(added, dropped, admin))
+}
+
+/// CLI-19, S-05. systemd-nspawn leaves a label out quietly where there is no SELinux; who asks for one relies on it.
+pub(super) fn labels(settings: &Settings, host: &Host) -> Result<Labels> {
+    let asked = [
+        ("--selinux-context=", settings.selinux_context.value()),
+        ("--selinux-apifs-context=", settings.selinux_apifs_context.value()),
+    ];
+    if let Some((option, _)) = asked.iter().find(|(_, label)| label.is_some()) {
+        ensure!(
+            (host.selinux)(),
+            hinted(
+                format!("{option}: SELinux is not in use on this machine"),
+                "leave the option out, or boot a kernel with SELinux and a policy",
+            )
+        );
+    }
+    let [process, files] = asked.map(|(_, label)| label.map(ToString::to_string));
+    Ok(Labels { process, files })
 }
