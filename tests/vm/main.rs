@@ -20,12 +20,14 @@ mod exit;
 mod explain;
 mod hostile;
 mod leaks;
+mod limits;
 mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
 mod process;
+mod security;
 mod settings;
 mod tmpfs;
 mod user;
@@ -44,6 +46,7 @@ const SUITE: Suite = Suite {
         tmpfs::CASES,
         ephemeral::CASES,
         leaks::CASES,
+        limits::CASES,
         locks::CASES,
         console::CASES,
         credentials::CASES,
@@ -53,6 +56,7 @@ const SUITE: Suite = Suite {
         hostile::CASES,
         user::CASES,
         cleanup::CASES,
+        security::CASES,
         settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),

@@ -33,7 +33,8 @@ pub(super) fn api(host: &Host, network: Network) -> Result<Api> {
         },
     };
     let tmp = boolean(host, "SYSTEMD_NSPAWN_TMPFS_TMP")?.unwrap_or(true);
-    Ok(Api { writable, own_network: network == Network::Private, tmp })
+    let own_network = network == Network::Private;
+    Ok(Api { writable, own_network, tmp, selinux: (host.selinux)() })
 }
 
 pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
