@@ -147,7 +147,7 @@ pub(super) fn place(row: &Mount, made: &Detached, root: &InRoot) -> Result<()> {
 }
 
 /// Puts a detached mount in its place.
-pub(super) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
+pub(crate) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     let moved = move_mount(mounted, "", &place, "", flags);
     let is_dir = |fd: BorrowedFd<'_>| file_type(fd).ok().map(|kind| kind == FileType::Directory);
@@ -162,7 +162,7 @@ pub(super) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
 }
 
 /// A new file system, attached nowhere yet.
-pub(super) fn instance<N: AsRef<str>>(
+pub(crate) fn instance<N: AsRef<str>>(
     fstype: &str,
     options: &[(N, String)],
     attrs: Attrs,

@@ -15,7 +15,9 @@ mod scratch;
 mod table;
 
 pub use apply::{apply, overlay};
-pub(crate) use apply::{attach_on_host, bind_onto, detached_copy, make_read_only};
+pub(crate) use apply::{
+    attach, attach_on_host, bind_onto, detached_copy, instance, make_read_only,
+};
 pub use custom::{Custom, CustomKind, custom};
 pub use opened::Opened;
 pub use partial::Part;

@@ -12,7 +12,9 @@ use std::path::PathBuf;
 
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
+use crate::credentials::Wanted;
 use crate::errors::Verbosity;
+use crate::handover::Handover;
 use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
@@ -45,6 +47,8 @@ pub struct Spec {
     pub mounts: Vec<Custom>,
     /// Where new directories for empty sources are made, in this order.
     pub scratch_places: Vec<PathBuf>,
+    /// What is handed to it in secret (T-05).
+    pub credentials: Vec<Wanted>,
     /// Whose network it sees.
     pub network: Network,
     /// How it reaches the user's terminal.
@@ -53,6 +57,8 @@ pub struct Spec {
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
     pub capabilities: CapSet,
+    /// Whether CAP_MKNOD was asked for, and so is kept where nothing guards the devices (R10).
+    pub makes_nodes: bool,
     /// What a command of another user than root keeps of them (S-01).
     pub ambient: CapSet,
     /// Which system calls it may make; `None` is all of them, as `SYSTEMD_SECCOMP=0` says (F-05).
@@ -61,6 +67,10 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
+    /// Which of our caller's descriptors are the payload's (FDS-02).
+    pub handover: Handover,
+    /// Whether the container is ready only once it says so (E-07).
+    pub notify_ready: bool,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.
