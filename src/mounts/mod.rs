@@ -21,7 +21,7 @@ pub(crate) use apply::{
 pub use custom::{Custom, CustomKind, custom};
 pub use opened::Opened;
 pub use partial::Part;
-pub use scratch::Scratch;
+pub use scratch::{Scratch, places_of_work};
 pub use table::{Api, Writable, table};
 pub(crate) use table::{BOOT_ID, EMPTY};
 
