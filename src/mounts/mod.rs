@@ -23,7 +23,7 @@ pub use custom::{Custom, CustomKind, custom};
 pub use label::labelled;
 pub use opened::Opened;
 pub use partial::Part;
-pub use scratch::Scratch;
+pub use scratch::{Scratch, places_of_work};
 pub use table::{Api, Writable, table};
 pub(crate) use table::{BOOT_ID, EMPTY};
 

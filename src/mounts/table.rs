@@ -158,6 +158,7 @@ mod tests {
     const ORDINARY: Api =
         Api { writable: Writable::No, own_network: false, tmp: true, selinux: true };
 
+    /// MNT-01…10, M-05, S-06.
     #[test]
     fn the_table_is_what_the_manual_says() {
         let rows: Vec<String> = table(&ORDINARY).iter().map(ToString::to_string).collect();

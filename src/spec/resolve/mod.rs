@@ -180,7 +180,7 @@ fn escape_key(settings: &Settings) -> Result<EscapeKey> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
@@ -189,7 +189,7 @@ mod tests {
     use crate::spec::Knobs;
     use std::io;
 
-    fn host() -> Host {
+    pub(in crate::spec::resolve) fn host() -> Host {
         Host {
             is_root: true,
             cwd: Some("/home/user".into()),
@@ -206,11 +206,11 @@ mod tests {
         }
     }
 
-    fn spec(words: &[&str]) -> Result<Spec> {
+    pub(in crate::spec::resolve) fn spec(words: &[&str]) -> Result<Spec> {
         spec_on(words, &host())
     }
 
-    fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
+    pub(in crate::spec::resolve) fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
         let words = std::iter::once("rspawn").chain(words.iter().copied()).map(OsString::from);
         match cli::parse(words).unwrap() {
             Invocation::Run(settings) => resolve(&settings, host),
