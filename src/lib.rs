@@ -4,7 +4,7 @@
 //! |---------|---------------------------|
 //! | said    | [`options`] is the table of all options; [`cli`] and [`settings`] read argv and `.nspawn` files by it |
 //! | decided | [`host`] looks at the machine once; [`spec`] makes one [`spec::Spec`] of both, in which nothing is open |
-//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`inroot`], [`ids`], [`console`] and [`security`] |
+//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`console`] and [`security`] |
 //!
 //! Beside them: [`undo`] takes back what was done to the host, [`errors`] and [`exit`] say how it went,
 //! [`sys`] wraps what no crate has.
@@ -25,6 +25,7 @@ pub mod exit;
 pub mod host;
 pub mod ids;
 pub mod inroot;
+pub mod integration;
 pub mod mounts;
 pub mod options;
 pub mod root;

@@ -14,6 +14,7 @@ pub struct Session {
     undo: Undo,
     root: Root,
     machine_id: Id,
+    machine_id_stays: bool,
 }
 
 impl Session {
@@ -25,16 +26,16 @@ impl Session {
         let mut undo = Undo::default();
         let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
-        let machine_id = match root.machine_id().or(spec.uuid.as_ref()) {
-            Some(id) => id.clone(),
-            None => ids::random()?,
-        };
-        Ok(Self { undo, root, machine_id })
+        let given = root.machine_id().or(spec.uuid.as_ref()).cloned();
+        let machine_id_stays = given.is_some();
+        let machine_id = given.map_or_else(ids::random, Ok)?;
+        Ok(Self { undo, root, machine_id, machine_id_stays })
     }
 
     /// The ids of a new run.
     pub(crate) fn ids(&self) -> Result<Ids> {
-        Ok(Ids { machine: self.machine_id.clone(), boot: ids::random()? })
+        let (machine, machine_stays) = (self.machine_id.clone(), self.machine_id_stays);
+        Ok(Ids { machine, machine_stays, boot: ids::random()? })
     }
 
     /// The root, for a run.

@@ -12,7 +12,7 @@ pub use apply::{apply, overlay};
 pub(crate) use apply::{attach_on_host, detached_copy};
 pub use custom::{Custom, CustomKind, custom};
 pub use table::table;
-pub(crate) use table::{BOOT_ID, EMPTY};
+pub(crate) use table::{BOOT_ID, EMPTY, KMSG};
 
 use std::borrow::Cow;
 use std::fmt;

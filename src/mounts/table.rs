@@ -16,6 +16,8 @@ const FRESH: Attrs = Attrs { strictatime: true, ..HARMLESS };
 
 /// Where [`crate::tree`] puts what the rows below mount: an empty file, and the id of this boot.
 pub(crate) const EMPTY: &str = "/run/host/inaccessible/reg";
+/// See [`EMPTY`]: a pipe without messages (DEV-06).
+pub(crate) const KMSG: &str = "/run/host/proc-kmsg";
 /// See [`EMPTY`].
 pub(crate) const BOOT_ID: &str = "/run/host/proc-sys-kernel-random-boot-id";
 
@@ -74,6 +76,7 @@ pub fn table() -> Vec<Mount> {
     let need = |path: &str| if path == "/proc/sys" { Need::Must } else { Need::May };
     rows.extend(READ_ONLY.map(|path| again(path, path, need(path))));
     rows.extend(MASKED.map(|path| again(EMPTY, path, Need::May)));
+    rows.push(again(KMSG, "/proc/kmsg", Need::May));
     rows.push(again(BOOT_ID, "/proc/sys/kernel/random/boot_id", Need::Must));
     // Last, since what was mounted from there is not to lose its own attributes.
     rows.push(again("/run/host", "/run/host", Need::Must));
@@ -124,6 +127,7 @@ inner /proc/kallsyms   bind of /run/host/inaccessible/reg inside ro nosuid nodev
 inner /proc/kcore      bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/keys       bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/timer_list bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
+inner /proc/kmsg       bind of /run/host/proc-kmsg inside ro nosuid nodev noexec (if possible)
 inner /proc/sys/kernel/random/boot_id bind of /run/host/proc-sys-kernel-random-boot-id inside ro nosuid nodev noexec
 inner /run/host        bind of /run/host inside ro nosuid nodev noexec"
         );

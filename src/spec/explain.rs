@@ -53,6 +53,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     };
     facts.push(("network", network.to_owned()));
     let console = if spec.wiring.pty { "pseudo-terminal" } else { "our own streams" };
+    let integration = &spec.integration;
+    facts.push(("name-servers", integration.name_servers.to_string()));
+    facts.push(("time-zone", integration.time_zone.to_string()));
+    facts.push(("journal", integration.journal.to_string()));
     facts.push(("console", console.to_owned()));
     facts.push(("capabilities", spec.capabilities.to_string()));
     facts.push(("system-calls", calls(spec.calls.as_ref())));

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
 use crate::errors::Verbosity;
+use crate::integration::Integration;
 use crate::mounts::Custom;
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
@@ -41,6 +42,8 @@ pub struct Spec {
     pub mounts: Vec<Custom>,
     /// Whose network it sees.
     pub network: Network,
+    /// What it sees of the host's configuration.
+    pub integration: Integration,
     /// How it reaches the user's terminal.
     pub wiring: Wiring,
     /// What ends it from the keyboard.

@@ -48,8 +48,10 @@ pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>)
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
     mount_change("/", shared).context("sharing the container's mounts inside")?;
     shed_what_is_inherited(spec, &root)?;
+    let kmsg = tree::open_kmsg(&root)?;
     drop(root);
-    link.send(&FromInner::Ready, None)?;
+    link.send(&FromInner::Ready, Some(kmsg.as_fd()))?;
+    drop(kmsg);
     match link.recv()? {
         Some((ToInner::Go, _)) => {}
         None => bail!("the supervisor is gone"),

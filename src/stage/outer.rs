@@ -19,6 +19,7 @@ use super::{Parent, fork, inner};
 use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
+use crate::integration;
 use crate::mounts::{self, Stage};
 use crate::root::Access;
 use crate::spec::{Network, Spec};
@@ -56,6 +57,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
+    integration::apply(&spec.integration, ids, &tree)?;
     mounts::apply(&mounts::custom(&spec.mounts), Stage::Outer, &tree)?;
     switch_root(&tree)?;
     let child = fork(

@@ -21,7 +21,8 @@ pub(super) enum FromOuter {
 pub(super) enum FromInner {
     /// With the master of the container's pty.
     Console,
-    /// Everything is set up; the payload waits for [`ToInner::Go`].
+    /// With the pipe that is its /proc/kmsg, to be held: everything is set up; the payload waits for
+    /// [`ToInner::Go`].
     Ready,
     /// This stage is over.
     Failed(Report),

@@ -122,6 +122,8 @@ struct Boot<'a> {
     from_outer: Option<Link<ToOuter, FromOuter>>,
     from_inner: Option<Link<ToInner, FromInner>>,
     sequence: Sequence,
+    /// Held so that readers of the container's /proc/kmsg wait (DEV-06).
+    kmsg: Option<OwnedFd>,
     /// Why the payload could not be executed, and our exit code.
     refused: Option<(Report, u8)>,
     /// A first request to shut down was passed on to the init.
@@ -151,6 +153,7 @@ impl<'a> Boot<'a> {
             from_outer: Some(from_outer),
             from_inner: Some(from_inner),
             sequence: Sequence::new(spec.wiring.pty),
+            kmsg: None,
             refused: None,
             shutting_down: false,
             reboot: false,
@@ -230,8 +233,9 @@ impl<'a> Boot<'a> {
                 let master = master.context("the container's console was not handed over")?;
                 console.context("nobody asked for a console")?.connect(master)?;
             }
-            Some((FromInner::Ready, _)) => {
+            Some((FromInner::Ready, kmsg)) => {
                 self.sequence.take(Step::Ready)?;
+                self.kmsg = kmsg;
                 link.send(&ToInner::Go, None)?;
             }
             Some((FromInner::Failed(report), _)) => return Err(told(report)),

@@ -16,9 +16,11 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod integration;
 mod locks;
 mod loopfs;
 mod mounts;
+mod runhost;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -33,6 +35,8 @@ const SUITE: Suite = Suite {
         errors::CASES,
         explain::CASES,
         hostile::CASES,
+        integration::CASES,
+        runhost::CASES,
         cleanup::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),

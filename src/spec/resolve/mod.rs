@@ -1,6 +1,7 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
 mod environment;
+mod integration;
 mod mounts;
 mod root;
 mod security;
@@ -19,7 +20,7 @@ use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
 use crate::settings::value::{
-    Console, CustomMount, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
+    Console, CustomMount, ExitMode, PrivateUsers, Register, StartMode, User, Volatile,
 };
 
 /// Decides.
@@ -50,6 +51,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     Ok(Spec {
         hostname,
         environment: environment::of_payload(settings, host)?,
+        integration: integration::integration(settings, &root, network)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         chdir: settings.chdir.value().cloned(),
@@ -117,12 +119,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.address_families.is_said(), "--restrict-address-families="),
         no(s.selinux_context.is_said(), "--selinux-context="),
         no(s.selinux_apifs_context.is_said(), "--selinux-apifs-context="),
-        no(s.resolv_conf.is_said(), "--resolv-conf="),
-        no(s.timezone.is_said(), "--timezone="),
-        no(
-            !matches!(s.link_journal.or(LinkJournal::Auto), LinkJournal::Auto | LinkJournal::No),
-            "--link-journal=",
-        ),
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),

@@ -1,0 +1,69 @@
+//! What of the host does the tree get to see: its name servers, its time zone, and where the journal goes?
+//!
+//! What is to be done is decided in `spec/resolve/integration.rs`; what is found decides the rest, by a table
+//! in each file. All of it is a convenience: what fails is told and does not keep a container from starting
+//! (HST-01, HST-02), but for a journal that was asked for (HST-03).
+
+pub(crate) mod files;
+mod journal;
+mod resolv_conf;
+mod timezone;
+
+pub use journal::Journal;
+pub use resolv_conf::{NameServers, Source, Way};
+pub use timezone::TimeZone;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::errors::warn;
+use crate::ids::Ids;
+use crate::inroot::{InRoot, Links};
+use crate::mounts::{self, Attrs, From, Kind, Mount, Need, Point, Stage};
+
+/// What is decided of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Integration {
+    /// `--resolv-conf=`.
+    pub name_servers: NameServers,
+    /// `--timezone=`.
+    pub time_zone: TimeZone,
+    /// `--link-journal=`.
+    pub journal: Journal,
+}
+
+/// Does it, to a tree that has its /run already: what is asked for may lie there (ORD-01, steps 23 to 25).
+/// The umask must be empty.
+///
+/// # Errors
+/// When the journal must be linked and cannot be.
+pub fn apply(wanted: &Integration, ids: &Ids, tree: &InRoot) -> Result<()> {
+    if let Err(error) = timezone::apply(&wanted.time_zone, tree) {
+        warn(format_args!("--timezone=: {error:#}"));
+    }
+    if let Err(error) = resolv_conf::apply(&wanted.name_servers, tree) {
+        warn(format_args!("--resolv-conf=: {error:#}"));
+    }
+    journal::apply(&wanted.journal, ids, tree)
+}
+
+/// Binds a file of the host over one of the tree, or into the gap where none is.
+fn bind_file(from: &Path, on: &str, tree: &InRoot) -> Result<()> {
+    let attrs =
+        Attrs { read_only: true, nosuid: true, nodev: true, noexec: true, strictatime: false };
+    bind(from, on, attrs, Point::LikeSource, tree)
+}
+
+fn bind(from: &Path, on: &str, attrs: Attrs, point: Point, tree: &InRoot) -> Result<()> {
+    let row = Mount {
+        stage: Stage::Outer,
+        on: on.into(),
+        kind: Kind::Bind { from: From::Host(from.to_owned()), recursive: false },
+        attrs,
+        need: Need::Must,
+        point,
+        links: Links::Inside,
+    };
+    mounts::apply(&[row], Stage::Outer, tree)
+}
