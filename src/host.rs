@@ -16,8 +16,12 @@ pub struct Host {
     pub cwd: Option<PathBuf>,
     /// Whether stdin, stdout and stderr are terminals.
     pub terminals: [bool; 3],
+    /// Reads the path of our own cgroup of version 2, if there is one; few options need it.
+    pub own_cgroup: fn() -> Option<String>,
     /// Looks up a variable of the caller's environment.
     pub variable: fn(&str) -> Option<OsString>,
+    /// The text of the host's os-release file, if it has one; read when asked for.
+    pub os_release: fn() -> Option<String>,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -33,8 +37,20 @@ impl Host {
                 isatty(rustix::stdio::stdout()),
                 isatty(rustix::stdio::stderr()),
             ],
+            own_cgroup: || {
+                // cgroups(7): the line of version 2 is `0::PATH`.
+                let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+                text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+            },
             variable: |name| std::env::var_os(name),
+            os_release,
             canonical: |path| std::fs::canonicalize(path),
         }
     }
+}
+
+/// os-release(5) names the two places and their order.
+fn os_release() -> Option<String> {
+    let places = ["/etc/os-release", "/usr/lib/os-release"];
+    places.iter().find_map(|path| std::fs::read_to_string(path).ok())
 }

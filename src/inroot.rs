@@ -74,6 +74,11 @@ impl InRoot {
     /// # Errors
     /// When a component is no directory, or a link and links are refused.
     pub fn make_dir(&self, path: &Path, links: Links) -> Result<OwnedFd> {
+        self.make_dir_with(path, links, Mode::from_raw_mode(0o755))
+    }
+
+    /// The same with another mode for what is made; the umask takes its share.
+    pub fn make_dir_with(&self, path: &Path, links: Links, mode: Mode) -> Result<OwnedFd> {
         let mut walked = PathBuf::from("/");
         let mut dir = self.directory(&walked, links)?;
         for name in components(path) {
@@ -81,7 +86,7 @@ impl InRoot {
             dir = match self.directory(&walked, links) {
                 Ok(next) => next,
                 Err(Errno::NOENT) => {
-                    match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+                    match rustix::fs::mkdirat(&dir, name, mode) {
                         Ok(()) | Err(Errno::EXIST) => {}
                         Err(errno) => {
                             return Err(errno).with_context(|| making(&walked));

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Ok(invocation) => invocation,
         Err(usage) => {
             eprintln!("rspawn: {}\nhint: {}", usage.message, usage.hint);
-            return ExitCode::from(exit::FAILED);
+            return ExitCode::from(exit::of_failure(cli::exit_mode(std::env::args_os()), None));
         }
     };
     let exit_mode = match &invocation {

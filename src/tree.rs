@@ -3,6 +3,10 @@
 //! Device nodes and links go to /dev, which is a tmpfs that we have just mounted; the skeleton goes to the
 //! tree itself and only fills gaps (MNT-26). Everything is made relative to a descriptor of its parent.
 
+mod covers;
+
+pub use covers::covers;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};

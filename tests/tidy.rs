@@ -419,3 +419,9 @@ fn readme_marks_what_is_refused() {
     let sample = "fn refuse_what_is_missing() { \"--a=\", \"--b\", \"--c=yes\"\n}\n\"--d=\"";
     assert_eq!(refused(sample), ["--a", "--b"]);
 }
+
+#[test]
+fn every_behaviour_of_a_finished_area_is_named_by_a_test() {
+    let coverage = harness::coverage::Coverage::of(top()).unwrap();
+    none(&coverage.complaints());
+}

@@ -5,7 +5,7 @@
 //! they boot and mount (kept in [`artifact`]'s store, from packages that [`apt`] finds), [`runner`] boots one guest
 //! after the other for each of [`schedule`]'s jobs with the pieces in [`vm`], and [`report`] tells what came of it.
 //! Inside, [`guest`] is PID 1, agent and surroundings of a [`case`]; [`fixture`] builds what a case works on. [`xtask`]
-//! has the commands.
+//! has the commands; [`coverage`] tells which behaviours no test names.
 //!
 //! **Invariants**
 //! * Nothing passes without positive proof: [`vm::watch`].
@@ -20,6 +20,7 @@ pub mod artifact;
 pub mod bench;
 pub mod build_id;
 pub mod case;
+pub mod coverage;
 pub mod ext4;
 pub mod fixture;
 pub mod guest;

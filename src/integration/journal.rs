@@ -13,12 +13,11 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxAttributes, Sta
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::bind;
 use super::files::read_of_host;
+use super::{HARMLESS, bind};
 use crate::errors::{hinted, warn};
 use crate::ids::{self, Ids, OfTree};
 use crate::inroot::{InRoot, Links};
-use crate::mounts::{Attrs, Point};
 
 /// Where journals are, on the host and in the tree (systemd-journald.service(8)).
 const JOURNALS: &str = "/var/log/journal";
@@ -30,7 +29,10 @@ pub enum Journal {
     /// Nothing: `no`, and whatever is thrown away.
     Leave,
     /// The host's directory is mounted if there is one.
-    Auto,
+    Auto {
+        /// The tree, as the host names it.
+        tree: PathBuf,
+    },
     /// The journal is in the tree, and the host has a link to it.
     Guest {
         /// The tree, as the host names it.
@@ -51,7 +53,7 @@ impl fmt::Display for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (place, lenient) = match self {
             Self::Leave => return f.write_str("not linked"),
-            Self::Auto => return f.write_str("on the host if it has a place for it"),
+            Self::Auto { .. } => return f.write_str("on the host if it has a place for it"),
             Self::Guest { lenient, .. } => ("in the tree, linked from the host", lenient),
             Self::Host { lenient, .. } => ("on the host", lenient),
         };
@@ -97,9 +99,9 @@ enum Plan {
 fn plan(wanted: &Journal, found: Found) -> Plan {
     match (wanted, found) {
         (Journal::Leave, _) => Plan::Leave,
-        (Journal::Auto, Found::Directory) => Plan::Mount(Clear::Nothing),
-        (Journal::Auto | Journal::Guest { .. }, Found::LinkToTree) => Plan::MakeInTree,
-        (Journal::Auto, _) => Plan::Leave,
+        (Journal::Auto { .. }, Found::Directory) => Plan::Mount(Clear::Nothing),
+        (Journal::Auto { .. } | Journal::Guest { .. }, Found::LinkToTree) => Plan::MakeInTree,
+        (Journal::Auto { .. }, _) => Plan::Leave,
         (_, Found::Mounted) => Plan::RefuseMounted,
         (_, Found::Other) => Plan::RefuseOther,
         (Journal::Guest { .. }, Found::Nothing) => Plan::Link(Clear::Nothing),
@@ -118,17 +120,17 @@ pub(super) fn apply(wanted: &Journal, ids: &Ids, tree: &InRoot) -> Result<()> {
     match wanted {
         Journal::Leave => Ok(()),
         // A new id has no journal yet (HST-03 a, i).
-        Journal::Auto if !ids.machine_stays => Ok(()),
-        Journal::Auto => {
-            if let Err(error) = link(wanted, &ids.machine, tree) {
+        Journal::Auto { .. } if !ids.machine_stays => Ok(()),
+        Journal::Auto { tree: name } => {
+            if let Err(error) = link(wanted, name, &ids.machine, tree) {
                 warn(format_args!("--link-journal=auto: {error:#}"));
             }
             Ok(())
         }
-        Journal::Guest { .. } | Journal::Host { .. } => {
+        Journal::Guest { tree: name, .. } | Journal::Host { tree: name, .. } => {
             let linked = match ids::of_tree(tree) {
                 OfTree::Garbage => Err(garbage()),
-                OfTree::Id(_) | OfTree::None => link(wanted, &ids.machine, tree),
+                OfTree::Id(_) | OfTree::None => link(wanted, name, &ids.machine, tree),
             };
             linked.context("--link-journal=")
         }
@@ -143,35 +145,38 @@ fn garbage() -> anyhow::Error {
     .into()
 }
 
-fn link(wanted: &Journal, machine: &str, tree: &InRoot) -> Result<()> {
+fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<()> {
     let id = machine.replace('-', "");
     let path = format!("{JOURNALS}/{id}");
     let host = Path::new(&path);
-    let in_tree = match wanted {
-        Journal::Guest { tree, .. } | Journal::Host { tree, .. } => {
-            // The name of the place, for a link; the place itself is reached through `tree`.
-            Some(PathBuf::from(format!("{}{path}", tree.display())))
-        }
-        Journal::Auto | Journal::Leave => None,
-    };
-    let found = found(host, in_tree.as_deref(), tree)?;
+    // The name of the place, for a link; the place itself is reached through `tree`.
+    let in_tree = PathBuf::from(format!("{}{path}", name.display()));
+    let found = found(host, &in_tree, tree)?;
     let plan = plan(wanted, found);
     if plan == Plan::Leave {
         return Ok(());
-    }
-    if is_of_host(&id) {
-        bail!(hinted(
-            format!("the container has the host's own machine id, {id}"),
-            "give it another: empty its /etc/machine-id",
-        ));
     }
     let lenient = matches!(
         wanted,
         Journal::Guest { lenient: true, .. } | Journal::Host { lenient: true, .. }
     );
+    if is_of_host(&id) {
+        let same = hinted(
+            format!("the container has the host's own machine id, {id}"),
+            "give it another: empty its /etc/machine-id",
+        );
+        if !lenient {
+            return Err(same.into());
+        }
+        warn(format_args!("--link-journal=: {same}"));
+        return Ok(());
+    }
     match plan {
         Plan::Leave => Ok(()),
-        Plan::RefuseMounted => bail!("{path} of the host is a mount point"),
+        Plan::RefuseMounted => {
+            ensure!(lenient, "{path} of the host is a mount point");
+            Ok(())
+        }
         Plan::RefuseOther => bail!("{path} of the host is neither a directory nor a link"),
         Plan::MakeInTree => make_in_tree(&path, tree).map(drop),
         Plan::Link(_) | Plan::Mount(_) if !Path::new(JOURNALS).is_dir() => {
@@ -187,8 +192,7 @@ fn link(wanted: &Journal, machine: &str, tree: &InRoot) -> Result<()> {
         Plan::Link(clear_way) => {
             make_in_tree(&path, tree)?;
             clear(clear_way, host)?;
-            let target = in_tree.context("the tree has no name")?;
-            rustix::fs::symlinkat(&target, CWD, host)
+            rustix::fs::symlinkat(&in_tree, CWD, host)
                 .with_context(|| format!("linking {path} of the host to the container's"))
         }
         Plan::Mount(clear_way) => {
@@ -206,8 +210,10 @@ fn link(wanted: &Journal, machine: &str, tree: &InRoot) -> Result<()> {
                     "--link-journal=: {path} of the container has files that the mount hides"
                 ));
             }
-            let attrs = Attrs { nosuid: true, nodev: true, noexec: true, ..Attrs::default() };
-            bind(host, &path, attrs, Point::Exists, tree)
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let journal = rustix::fs::openat(CWD, host, flags, Mode::empty())
+                .with_context(|| format!("opening {path} of the host"))?;
+            bind(host, journal, &path, HARMLESS, tree)
         }
     }
 }
@@ -221,7 +227,7 @@ fn word(wanted: &Journal) -> &'static str {
 
 /// Looks at the host's place, and at whether a link there is to the tree's: by its text, as it was written,
 /// or else by where it leads.
-fn found(host: &Path, in_tree: Option<&Path>, tree: &InRoot) -> Result<Found> {
+fn found(host: &Path, in_tree: &Path, tree: &InRoot) -> Result<Found> {
     let looked = statx(CWD, host, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
     let stat = match looked {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Found::Nothing),
@@ -235,8 +241,7 @@ fn found(host: &Path, in_tree: Option<&Path>, tree: &InRoot) -> Result<Found> {
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(CWD, host, Vec::new());
             let target = target.with_context(|| format!("reading the link {}", host.display()))?;
-            let by_text = in_tree
-                .is_some_and(|path| path.as_os_str().as_encoded_bytes() == target.as_bytes());
+            let by_text = in_tree.as_os_str().as_encoded_bytes() == target.as_bytes();
             if by_text || leads_into(host, tree) { Found::LinkToTree } else { Found::OtherLink }
         }
         _ => Found::Other,
@@ -307,7 +312,7 @@ mod tests {
     /// HST-03 c to i, a column for each of [`FOUND`].
     #[rstest]
     #[case(Journal::Leave, [Plan::Leave; 6])]
-    #[case(Journal::Auto, [
+    #[case(Journal::Auto { tree: "/t".into() }, [
         Plan::Leave,
         Plan::Mount(Clear::Nothing),
         Plan::Leave,

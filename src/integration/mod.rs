@@ -13,9 +13,11 @@ pub use journal::Journal;
 pub use resolv_conf::{NameServers, Source, Way};
 pub use timezone::TimeZone;
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
 
 use crate::errors::warn;
 use crate::ids::Ids;
@@ -50,20 +52,26 @@ pub fn apply(wanted: &Integration, ids: &Ids, tree: &InRoot) -> Result<()> {
 
 /// Binds a file of the host over one of the tree, or into the gap where none is.
 fn bind_file(from: &Path, on: &str, tree: &InRoot) -> Result<()> {
-    let attrs =
-        Attrs { read_only: true, nosuid: true, nodev: true, noexec: true, strictatime: false };
-    bind(from, on, attrs, Point::LikeSource, tree)
+    let file = rustix::fs::open(from, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("opening {} of the host", from.display()))?;
+    let attrs = Attrs { read_only: true, ..HARMLESS };
+    bind(from, &file, on, attrs, tree)
 }
 
-fn bind(from: &Path, on: &str, attrs: Attrs, point: Point, tree: &InRoot) -> Result<()> {
+/// What no file that holds settings or messages needs.
+const HARMLESS: Attrs =
+    Attrs { read_only: false, nosuid: true, nodev: true, noexec: true, strictatime: false };
+
+/// Binds what is open as `source`, and named `from`.
+fn bind(from: &Path, source: impl AsFd, on: &str, attrs: Attrs, tree: &InRoot) -> Result<()> {
     let row = Mount {
         stage: Stage::Outer,
         on: on.into(),
         kind: Kind::Bind { from: From::Host(from.to_owned()), recursive: false },
         attrs,
         need: Need::Must,
-        point,
+        point: Point::LikeSource,
         links: Links::Inside,
     };
-    mounts::apply(&[row], Stage::Outer, tree)
+    mounts::bind(source.as_fd(), &row, tree)
 }

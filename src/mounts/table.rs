@@ -74,21 +74,22 @@ pub fn table() -> Vec<Mount> {
     ];
     // Which of them there are depends on the kernel; /proc/sys always is.
     let need = |path: &str| if path == "/proc/sys" { Need::Must } else { Need::May };
-    rows.extend(READ_ONLY.map(|path| again(path, path, need(path))));
-    rows.extend(MASKED.map(|path| again(EMPTY, path, Need::May)));
-    rows.push(again(KMSG, "/proc/kmsg", Need::May));
-    rows.push(again(BOOT_ID, "/proc/sys/kernel/random/boot_id", Need::Must));
+    rows.extend(READ_ONLY.map(|path| read_only(path, Kind::Again, need(path))));
+    let file = |path| Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false };
+    rows.extend(MASKED.map(|path| read_only(path, file(EMPTY), Need::May)));
+    rows.push(read_only("/proc/kmsg", file(KMSG), Need::May));
+    rows.push(read_only("/proc/sys/kernel/random/boot_id", file(BOOT_ID), Need::Must));
     // Last, since what was mounted from there is not to lose its own attributes.
-    rows.push(again("/run/host", "/run/host", Need::Must));
+    rows.push(read_only("/run/host", Kind::Again, Need::Must));
     rows
 }
 
-/// Something of the container once more, read-only, in a place that exists.
-fn again(from: &str, on: &str, need: Need) -> Mount {
+/// Something of the container, read-only, in a place that exists.
+fn read_only(on: &str, kind: Kind, need: Need) -> Mount {
     Mount {
         stage: Stage::Inner,
         on: PathBuf::from(on),
-        kind: Kind::Bind { from: From::Inside(PathBuf::from(from)), recursive: false },
+        kind,
         attrs: Attrs { read_only: true, ..DATA },
         need,
         point: Point::Exists,
@@ -115,21 +116,21 @@ inner /dev/mqueue      mqueue nosuid nodev noexec (if possible)
 inner /proc            proc nosuid nodev noexec
 inner /sys             sysfs ro nosuid nodev noexec
 inner /sys/fs/cgroup   cgroup2 ro nosuid nodev noexec (if possible)
-inner /proc/sys        bind of /proc/sys inside ro nosuid nodev noexec
-inner /proc/acpi       bind of /proc/acpi inside ro nosuid nodev noexec (if possible)
-inner /proc/asound     bind of /proc/asound inside ro nosuid nodev noexec (if possible)
-inner /proc/bus        bind of /proc/bus inside ro nosuid nodev noexec (if possible)
-inner /proc/fs         bind of /proc/fs inside ro nosuid nodev noexec (if possible)
-inner /proc/irq        bind of /proc/irq inside ro nosuid nodev noexec (if possible)
-inner /proc/scsi       bind of /proc/scsi inside ro nosuid nodev noexec (if possible)
-inner /proc/sysrq-trigger bind of /proc/sysrq-trigger inside ro nosuid nodev noexec (if possible)
+inner /proc/sys        itself ro nosuid nodev noexec
+inner /proc/acpi       itself ro nosuid nodev noexec (if possible)
+inner /proc/asound     itself ro nosuid nodev noexec (if possible)
+inner /proc/bus        itself ro nosuid nodev noexec (if possible)
+inner /proc/fs         itself ro nosuid nodev noexec (if possible)
+inner /proc/irq        itself ro nosuid nodev noexec (if possible)
+inner /proc/scsi       itself ro nosuid nodev noexec (if possible)
+inner /proc/sysrq-trigger itself ro nosuid nodev noexec (if possible)
 inner /proc/kallsyms   bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/kcore      bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/keys       bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/timer_list bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/kmsg       bind of /run/host/proc-kmsg inside ro nosuid nodev noexec (if possible)
 inner /proc/sys/kernel/random/boot_id bind of /run/host/proc-sys-kernel-random-boot-id inside ro nosuid nodev noexec
-inner /run/host        bind of /run/host inside ro nosuid nodev noexec"
+inner /run/host        itself ro nosuid nodev noexec"
         );
     }
 }

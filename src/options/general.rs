@@ -48,7 +48,7 @@ pub(super) static ROWS: &[Opt] = &[
         .reset(unsay!(template)),
     Opt::new("ephemeral", Optional("MODE"), Image, "Run on a throw-away copy of the tree: auto, snapshot, reflink, copy, overlay or tmpfs", said!(ephemeral, ephemeral))
         .short('x')
-        .keys(&[Key::new(Section::Exec, "Ephemeral")]),
+        .keys(&[Key::new(Section::Exec, "Ephemeral").reset(unsay!(ephemeral))]),
     Opt::new("ephemeral-dir", Value("PATH"), Image, "Where the throw-away copy is kept, instead of next to the tree", said!(ephemeral_dir, path))
         .reset(unsay!(ephemeral_dir)),
     Opt::new("ephemeral-reboot", Value("MODE"), Image, "When the container reboots, keep what was written or reset it", said!(ephemeral_reboot, parse)),
@@ -68,7 +68,7 @@ pub(super) static ROWS: &[Opt] = &[
     Opt::new("oci-bundle", Value("PATH"), Image, "Run the OCI bundle in this directory", said!(oci_bundle, path))
         .reset(unsay!(oci_bundle)),
     Opt::new("read-only", Nothing, Image, "Mount the root read-only", said!(read_only, yes))
-        .keys(&[Key::new(Section::Files, "ReadOnly").by_anyone().set(said!(read_only, boolean))]),
+        .keys(&[Key::new(Section::Files, "ReadOnly").by_anyone().set(said!(read_only, boolean)).reset(unsay!(read_only))]),
     Opt::new("volatile", Optional("MODE"), Image, "Keep nothing of the root: yes (only /usr is the tree's), state (only /var is new), overlay or no",
         |settings, value, source| {
             let mode = value.map_or(Ok(Volatile::Yes), |_| parse(value))?;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Calls, Limits, Network, Spec, Start};
+use super::{Calls, Knobs, Limits, Network, Spec, Start};
 use crate::mounts::{Mount, custom, table};
 use crate::root::{Access, RootSpec};
 
@@ -42,6 +42,7 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     facts.push(("root", root(&spec.root)));
     facts.push(("start", start(&spec.start)));
+    facts.push(("user", spec.user.to_string()));
     if let Some(dir) = &spec.chdir {
         facts.push(("chdir", dir.display().to_string()));
     }
@@ -58,6 +59,9 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     facts.push(("time-zone", integration.time_zone.to_string()));
     facts.push(("journal", integration.journal.to_string()));
     facts.push(("console", console.to_owned()));
+    if spec.knobs != Knobs::default() {
+        facts.push(("variables", knobs(&spec.knobs)));
+    }
     facts.push(("capabilities", spec.capabilities.to_string()));
     facts.push(("system-calls", calls(spec.calls.as_ref())));
     if spec.limits != Limits::default() {
@@ -118,4 +122,15 @@ fn limits(limits: &Limits) -> String {
     }
     words.extend(limits.personality.map(|personality| format!("personality={personality:?}")));
     words.join(" ")
+}
+
+fn knobs(knobs: &Knobs) -> String {
+    let mut words = Vec::new();
+    words.extend((!knobs.locks).then(|| "the root is not locked".to_owned()));
+    words.extend((!knobs.checks_os_release).then(|| "os-release is not looked for".to_owned()));
+    words.extend((!knobs.cgroup_namespace).then(|| "the host's cgroups are seen".to_owned()));
+    if knobs.service != Knobs::default().service {
+        words.push(format!("container={}", knobs.service));
+    }
+    words.join(", ")
 }

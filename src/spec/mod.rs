@@ -19,7 +19,7 @@ use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
-use crate::settings::value::{ExitMode, Rlimit};
+use crate::settings::value::{ExitMode, Rlimit, User};
 
 /// What will be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,10 +36,14 @@ pub struct Spec {
     pub start: Start,
     /// The payload's whole environment but `HOME`, `USER` and `LOGNAME`, in order (ENV-01…05).
     pub environment: Vec<(String, String)>,
+    /// Whom it runs as, in the container (NS-07).
+    pub user: User,
     /// Its working directory, in the container.
     pub chdir: Option<PathBuf>,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
+    /// Where new directories for empty sources are made, in this order.
+    pub scratch_places: Vec<PathBuf>,
     /// Whose network it sees.
     pub network: Network,
     /// What it sees of the host's configuration.
@@ -62,6 +66,28 @@ pub struct Spec {
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
+    /// What variables of systemd-nspawn's own say.
+    pub knobs: Knobs,
+}
+
+/// What is done unless a `SYSTEMD_NSPAWN_*` variable says otherwise (F-05).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Knobs {
+    /// Whether the root is locked (SNP-50).
+    pub locks: bool,
+    /// Whether a tree that is booted must have an os-release file (CHK-01).
+    pub checks_os_release: bool,
+    /// Whether the container sees its own cgroup as the root of all.
+    pub cgroup_namespace: bool,
+    /// What the container takes for its manager: `container=` of its environment.
+    pub service: String,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        let service = "systemd-nspawn".to_owned();
+        Self { locks: true, checks_os_release: true, cgroup_namespace: true, service }
+    }
 }
 
 /// Which system calls the payload may make (S-03, E-08).

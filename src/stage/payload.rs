@@ -3,12 +3,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::Mode;
 
+use super::user::Identity;
 use crate::errors::hinted;
 use crate::ids::Id;
 use crate::spec::{Spec, Start};
@@ -20,9 +20,6 @@ const INITS: [&str; 3] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/
 /// Shells, in the order in which they are tried, and their names as login shells (NS-12).
 const SHELLS: [(&str, &str); 2] = [("/bin/bash", "-bash"), ("/bin/sh", "-sh")];
 
-/// Home of the container's root (ENV-02).
-const HOME: &str = "/root";
-
 /// Why nothing was executed.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -31,25 +28,17 @@ pub(super) struct Refusal {
     pub(super) errno: Option<i32>,
 }
 
-/// Becomes the container's root with no groups of the caller's (NS-07, CVE-2014-8989).
-pub(super) fn become_root() -> Result<()> {
-    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
-    setgroups(&[]).context("dropping the caller's groups")?;
-    setresgid(group, group, group).context("becoming group root")?;
-    setresuid(user, user, user).context("becoming root")
-}
-
 /// Executes what the spec names; comes back only with a refusal.
-pub(super) fn exec(spec: &Spec, machine_id: &Id) -> Refusal {
+pub(super) fn exec(spec: &Spec, machine_id: &Id, user: &Identity) -> Refusal {
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    if let Err(error) = enter_directory(spec) {
+    if let Err(error) = enter_directory(spec, user) {
         return Refusal { error, errno: None };
     }
     reset_signals();
     match &spec.start {
         Start::Command { words } => {
-            let error = command(spec, machine_id, &words[0], &words[0]).args(&words[1..]).exec();
+            let error =
+                command(spec, machine_id, user, &words[0], &words[0]).args(&words[1..]).exec();
             let shown = words[0].to_string_lossy();
             let hint = match error.raw_os_error() {
                 Some(libc::ENOENT) if !shown.contains('/') => {
@@ -67,11 +56,12 @@ pub(super) fn exec(spec: &Spec, machine_id: &Id) -> Refusal {
         Start::Init { arguments } => {
             let tries = INITS.map(|init| (init, init));
             let tried = INITS.join(", ");
-            let error = first(spec, machine_id, &tries, |command| command.args(arguments).exec());
+            let error =
+                first(spec, machine_id, user, &tries, |command| command.args(arguments).exec());
             refusal(error, format!("executing an init, of {tried}"), String::new())
         }
         Start::Shell => {
-            let error = first(spec, machine_id, &SHELLS, Command::exec);
+            let error = first(spec, machine_id, user, &SHELLS, Command::exec);
             let hint = "name a command that the tree has".to_owned();
             refusal(error, "executing a shell, /bin/bash or /bin/sh".to_owned(), hint)
         }
@@ -90,12 +80,13 @@ fn refusal(error: io::Error, what: String, hint: String) -> Refusal {
 fn first(
     spec: &Spec,
     machine_id: &Id,
+    user: &Identity,
     programs: &[(&str, &str)],
     exec: impl Fn(&mut Command) -> io::Error,
 ) -> io::Error {
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
     for (path, name) in programs {
-        last = exec(&mut command(spec, machine_id, path.as_ref(), name.as_ref()));
+        last = exec(&mut command(spec, machine_id, user, path.as_ref(), name.as_ref()));
         if last.raw_os_error() != Some(libc::ENOENT) {
             break;
         }
@@ -105,10 +96,16 @@ fn first(
 
 /// A command with the payload's environment: what the spec says, and who and where it is if the spec does
 /// not say otherwise (ENV-02, ENV-05, E-09).
-fn command(spec: &Spec, machine_id: &Id, program: &OsStr, name: &OsStr) -> Command {
+fn command(
+    spec: &Spec,
+    machine_id: &Id,
+    user: &Identity,
+    program: &OsStr,
+    name: &OsStr,
+) -> Command {
     let mut command = Command::new(program);
     command.arg0(name).env_clear();
-    command.env("HOME", HOME).env("USER", "root").env("LOGNAME", "root");
+    command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
     command.env("container_uuid", machine_id);
     command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
     command
@@ -116,15 +113,21 @@ fn command(spec: &Spec, machine_id: &Id, program: &OsStr, name: &OsStr) -> Comma
 
 /// `--chdir=`, or the home of a shell's user; then makes sure that the place is in the container, which the
 /// kernel says by how it names it (CVE-2024-21626).
-fn enter_directory(spec: &Spec) -> Result<()> {
+fn enter_directory(spec: &Spec, user: &Identity) -> Result<()> {
     match (&spec.chdir, &spec.start) {
         (Some(dir), _) => {
             std::env::set_current_dir(dir)
                 .with_context(|| format!("--chdir=: entering \"{}\"", dir.display()))?;
         }
-        (None, Start::Shell) if Path::new(HOME).is_dir() => {
-            std::env::set_current_dir(HOME).with_context(|| format!("entering {HOME}"))?;
-        }
+        (None, Start::Shell) => match std::env::set_current_dir(&user.home) {
+            Ok(()) => {}
+            // A shell is of use without its home; login(1) says no more than that it is missing either.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EACCES)) => {}
+            Err(error) => {
+                let home = user.home.display();
+                return Err(error).with_context(|| format!("entering the home {home}"));
+            }
+        },
         (None, _) => {}
     }
     let here = rustix::process::getcwd(Vec::new()).context("asking for the working directory")?;

@@ -15,7 +15,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use super::link::{self, Link};
 use super::outer::Outer;
 use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
-use super::{Child, Parent, fork, outer};
+use super::{Child, Parent, fork, outer, told};
 use crate::console::forward::{Forwarder, Streams};
 use crate::console::hotkey::Hotkey;
 use crate::console::pty::release_inherited;
@@ -138,7 +138,14 @@ impl<'a> Boot<'a> {
         let root = session.root().mounted()?;
         let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
         let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
-        let outer = Outer { spec, ids: &ids, root, link: &outer_link, inner_link: &inner_link };
+        let outer = Outer {
+            spec,
+            ids: &ids,
+            root,
+            scratch: session.scratch(),
+            link: &outer_link,
+            inner_link: &inner_link,
+        };
         let child = fork(
             libc::CLONE_NEWNS,
             Parent::Us,
@@ -386,14 +393,6 @@ fn how(status: &WaitIdStatus) -> String {
         Ok(Ending::Exited(code)) => format!("ended without a word, with code {code}"),
         Ok(Ending::Signaled(signal)) => format!("was killed by {signal}"),
         Err(error) => error.to_string(),
-    }
-}
-
-/// An error that a stage has sent.
-fn told(report: Report) -> anyhow::Error {
-    match report.hint {
-        Some(hint) => hinted(report.chain, hint).into(),
-        None => anyhow!(report.chain),
     }
 }
 

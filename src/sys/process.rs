@@ -105,16 +105,35 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
 
 /// Gives every signal its default action and blocks none, as a new program expects it.
 pub fn reset_signals() {
+    /// A `struct sigaction` of the kernel's with SIG_DFL, no flags and an empty mask: all zero, and not
+    /// longer than this on any architecture.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const SET_BYTES: usize = 8;
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid action for every signal. For those that cannot be changed (SIGKILL,
-        // SIGSTOP, the two of the C library) the call fails and has no effect.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // The C library keeps the first real-time signals for itself and refuses to reset them, so a caller
+        // that ignores them would be noticed by the payload.
+        // SAFETY: rt_sigaction reads one structure behind its second argument, which is long enough and
+        // lives for ever; the null third one means that the old action is not asked for. For signals that
+        // cannot be changed (SIGKILL, SIGSTOP) the call fails and has no effect.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                SET_BYTES,
+            );
+        }
     }
-    // SAFETY: an all-zero signal set is made the empty one by sigemptyset before it is read; the old mask
-    // is not asked for.
+    let none: u64 = 0;
+    // SAFETY: the call reads a set of the size given; the old mask is not asked for.
     unsafe {
-        let mut none = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut::<libc::c_void>(),
+            SET_BYTES,
+        );
     }
 }

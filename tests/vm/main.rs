@@ -11,16 +11,22 @@ mod caps;
 mod cleanup;
 mod console;
 mod directory;
+mod environment;
 mod ephemeral;
 mod errors;
 mod exit;
 mod explain;
 mod hostile;
 mod integration;
+mod journal;
 mod locks;
 mod loopfs;
 mod mounts;
+mod overlay;
 mod runhost;
+mod settings;
+mod tmpfs;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -29,15 +35,21 @@ const SUITE: Suite = Suite {
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
         locks::CASES,
         console::CASES,
         errors::CASES,
+        environment::CASES,
         explain::CASES,
         hostile::CASES,
         integration::CASES,
+        journal::CASES,
         runhost::CASES,
+        user::CASES,
         cleanup::CASES,
+        settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
-use harness::xtask::{bench, ci, doctor, images, kernels, setup, try_it, vm_shell, vm_test};
+use harness::xtask::{
+    bench, ci, coverage_of_spec, doctor, images, kernels, setup, try_it, vm_shell, vm_test,
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Builds, tests and looks after rspawn")]
@@ -36,6 +38,8 @@ enum Verb {
     VmShell(vm_shell::Options),
     /// Measure how long rspawn takes to start, beside other launchers
     Bench(bench::Options),
+    /// List the behaviours that no test names
+    CoverageOfSpec(coverage_of_spec::Options),
     /// Do everything that CI does
     Ci,
     /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
@@ -72,6 +76,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         Verb::VmShell(options) => return vm_shell::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),
+        Verb::CoverageOfSpec(options) => return coverage_of_spec::run(&workspace, options),
         Verb::Ci => return ci::run(&workspace, mirror),
         Verb::Try { command } => return try_it::run(&workspace, command),
     }

@@ -75,7 +75,7 @@ fn journal(mode: LinkJournal, root: &RootSpec) -> Result<Journal> {
         | (LinkJournal::Auto | LinkJournal::TryGuest | LinkJournal::TryHost, None) => {
             Journal::Leave
         }
-        (LinkJournal::Auto, Some(_)) => Journal::Auto,
+        (LinkJournal::Auto, Some(tree)) => Journal::Auto { tree },
         (LinkJournal::Guest | LinkJournal::TryGuest, Some(tree)) => {
             Journal::Guest { tree, lenient }
         }
@@ -85,4 +85,82 @@ fn journal(mode: LinkJournal, root: &RootSpec) -> Result<Journal> {
             format!("--link-journal=try-{mode} does nothing with --ephemeral"),
         )),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    /// T-01, HST-02.
+    #[rstest]
+    #[case(Network::Host, Access::Write, NameServers::Auto(Way::Copy))]
+    #[case(Network::Host, Access::Read, NameServers::Auto(Way::Bind))]
+    #[case(Network::Private, Access::Write, NameServers::Leave)]
+    #[case(Network::Private, Access::Read, NameServers::Leave)]
+    fn auto_follows_network_and_access(
+        #[case] network: Network,
+        #[case] access: Access,
+        #[case] expected: NameServers,
+    ) {
+        assert_eq!(name_servers(ResolvConf::Auto, network, access), expected);
+    }
+
+    /// T-01: what is asked for does not depend on anything.
+    #[rstest]
+    #[case(ResolvConf::Off, NameServers::Leave)]
+    #[case(ResolvConf::Delete, NameServers::Delete)]
+    #[case(ResolvConf::CopyHost, NameServers::Put(Way::Copy, Source::Host))]
+    #[case(ResolvConf::CopyStatic, NameServers::Put(Way::Copy, Source::Static))]
+    #[case(ResolvConf::CopyUplink, NameServers::Put(Way::Copy, Source::Uplink))]
+    #[case(ResolvConf::CopyStub, NameServers::Put(Way::Copy, Source::Stub))]
+    #[case(ResolvConf::ReplaceHost, NameServers::Put(Way::Replace, Source::Host))]
+    #[case(ResolvConf::ReplaceStatic, NameServers::Put(Way::Replace, Source::Static))]
+    #[case(ResolvConf::ReplaceUplink, NameServers::Put(Way::Replace, Source::Uplink))]
+    #[case(ResolvConf::ReplaceStub, NameServers::Put(Way::Replace, Source::Stub))]
+    #[case(ResolvConf::BindHost, NameServers::Put(Way::Bind, Source::Host))]
+    #[case(ResolvConf::BindStatic, NameServers::Put(Way::Bind, Source::Static))]
+    #[case(ResolvConf::BindUplink, NameServers::Put(Way::Bind, Source::Uplink))]
+    #[case(ResolvConf::BindStub, NameServers::Put(Way::Bind, Source::Stub))]
+    fn a_mode_that_is_asked_for_is_taken(#[case] mode: ResolvConf, #[case] expected: NameServers) {
+        for network in [Network::Host, Network::Private] {
+            for access in [Access::Read, Access::Write] {
+                assert_eq!(name_servers(mode, network, access), expected);
+            }
+        }
+    }
+
+    /// T-02.
+    #[rstest]
+    #[case(Timezone::Auto, Access::Write, TimeZone::AutoLink)]
+    #[case(Timezone::Auto, Access::Read, TimeZone::AutoBind)]
+    #[case(Timezone::Symlink, Access::Read, TimeZone::Link)]
+    #[case(Timezone::Copy, Access::Read, TimeZone::Copy)]
+    #[case(Timezone::Bind, Access::Write, TimeZone::Bind)]
+    #[case(Timezone::Delete, Access::Write, TimeZone::Delete)]
+    #[case(Timezone::Off, Access::Write, TimeZone::Leave)]
+    fn the_zone_of_a_read_only_tree_is_bound_by_default(
+        #[case] mode: Timezone,
+        #[case] access: Access,
+        #[case] expected: TimeZone,
+    ) {
+        assert_eq!(time_zone(mode, access), expected);
+    }
+
+    /// CON-08, relaxed for `try-`; CLI-22.
+    #[rstest]
+    #[case(LinkJournal::No, true)]
+    #[case(LinkJournal::Auto, true)]
+    #[case(LinkJournal::TryGuest, true)]
+    #[case(LinkJournal::TryHost, true)]
+    #[case(LinkJournal::Guest, false)]
+    #[case(LinkJournal::Host, false)]
+    fn what_is_thrown_away_has_no_journal_linked(#[case] mode: LinkJournal, #[case] fine: bool) {
+        let (of, access) = ("/t".into(), Access::Write);
+        let root = RootSpec::Ephemeral { of, access, rungs: Vec::new(), elsewhere: Vec::new() };
+        match journal(mode, &root) {
+            Ok(journal) => assert!(fine && journal == Journal::Leave, "{journal:?}"),
+            Err(error) => assert!(!fine && error.to_string().contains("--ephemeral"), "{error}"),
+        }
+    }
 }
