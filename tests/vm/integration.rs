@@ -25,6 +25,7 @@ cases![
     a_host_without_a_zone_starts_containers,
     settings_files_choose_name_servers_and_zone,
     what_the_tree_has_there_leads_nowhere: [] within 60,
+    exchanging_a_directory_during_set_up_leads_nowhere: [] within 60,
 ];
 
 /// The host that a case brings, with name servers of all kinds.
@@ -429,6 +430,49 @@ fn what_the_tree_has_there_leads_nowhere(t: &Guest) -> Result<()> {
                 unharmed.with_context(|| format!("--{option}={mode}, tree {index}\n{run}"))?;
             }
         }
+    }
+    Ok(())
+}
+
+/// R2; defect 7 of systemd-nspawn 252, runc CVE-2021-30465: somebody who can write to the tree exchanges a directory
+/// with a link out of it, all the time while containers start.
+fn exchanging_a_directory_during_set_up_leads_nowhere(t: &Guest) -> Result<()> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let host = host(t).dir("log/journal/0123456789abcdef0123456789abcdef").build()?;
+    let outside = Builder::empty(t.scratch()).name("outside").file("mark", "kept\n").build()?;
+    let before = outside.listing()?;
+    for place in ["etc", "var"] {
+        let tree = zone_of_the_tree(t)
+            .file("usr/lib/os-release", "ID=fixture\n")
+            .file("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+            .dir("var/log")
+            .link("other", outside.path())
+            .build()?;
+        let directory = fs::File::open(tree.path())?;
+        let over = AtomicBool::new(false);
+        let exchanged = std::thread::scope(|scope| {
+            let exchanging = scope.spawn(|| -> Result<u32> {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    rustix::fs::renameat_with(&directory, place, &directory, "other", flags)?;
+                    count += 1;
+                }
+                Ok(count)
+            });
+            let launched: Result<()> = (0..12).try_for_each(|_| {
+                let container = t.container(&tree).arg("--resolv-conf=replace-host");
+                let run = on(&host, container).sh("true")?;
+                let ended = matches!(run.status.code(), Some(0 | 1));
+                ensure!(ended && !run.stderr.contains("panicked"), "an odd end\n{run}");
+                Ok(())
+            });
+            over.store(true, Ordering::Relaxed);
+            let exchanged = exchanging.join().expect("it does not panic");
+            launched.and(exchanged)
+        })?;
+        ensure!(exchanged > 100, "only {exchanged} exchanges");
+        outside.listing()?.same_as(&before).with_context(|| format!("/{place} was exchanged"))?;
     }
     Ok(())
 }

@@ -294,7 +294,7 @@ fn what_is_no_machine_id_names_no_journal(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// HST-03, CON-08 as relaxed by later versions for `try-`.
+/// HST-03, CON-08 as relaxed by later versions for `try-` (T-03).
 fn an_ephemeral_container_links_nothing(t: &Guest) -> Result<()> {
     for mode in ["auto", "no", "try-guest", "try-host"] {
         let option = format!("--link-journal={mode}");

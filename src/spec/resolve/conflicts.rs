@@ -87,6 +87,15 @@ const CONFLICTS: &[Conflict] = &[
         what: "--cleanup and --ephemeral exclude each other",
         hint: "--cleanup starts nothing; it removes what earlier runs left behind",
     },
+    // G-05: the working directory is no place to remove things from by mistake.
+    Conflict {
+        said: |s, _| {
+            let named = s.directory.is_said() || s.machine.is_said() || s.image.is_said();
+            s.cleanup.is_yes() && !named
+        },
+        what: "--cleanup needs --directory=, --image= or --machine=",
+        hint: "name the container whose killed runs left something behind",
+    },
     // N-06.
     Conflict {
         said: |s, _| {
@@ -161,6 +170,7 @@ mod tests {
     #[case::i_06("--mstack=/a -D /b", "--mstack= excludes")]
     #[case::i_06("--mstack=/a -x", "--mstack= excludes")]
     #[case::g_05("--cleanup -x -D /a", "--cleanup and --ephemeral")]
+    #[case::g_05("--cleanup", "--cleanup needs")]
     #[case::n_06("--network-namespace-path=/n -n", "--network-namespace-path= excludes")]
     #[case::n_06(
         "--network-namespace-path=/n --network-zone=z",

@@ -1,28 +1,18 @@
 //! What does the container get to see of the host's configuration? (T-01, T-02, HST-03, CON-08.)
 
-use anyhow::{Result, bail};
-
-use crate::errors::hinted;
 use crate::integration::{Integration, Journal, NameServers, Source, TimeZone, Way};
 use crate::root::{Access, RootSpec};
 use crate::settings::Settings;
 use crate::settings::value::{LinkJournal, ResolvConf, Timezone};
 use crate::spec::Network;
 
-pub(super) fn integration(
-    settings: &Settings,
-    root: &RootSpec,
-    network: Network,
-) -> Result<Integration> {
-    Ok(Integration {
-        name_servers: name_servers(
-            settings.resolv_conf.or(ResolvConf::Auto),
-            network,
-            root.access(),
-        ),
-        time_zone: time_zone(settings.timezone.or(Timezone::Auto), root.access()),
-        journal: journal(settings.link_journal.or(LinkJournal::Auto), root)?,
-    })
+pub(super) fn integration(settings: &Settings, root: &RootSpec, network: Network) -> Integration {
+    let access = root.access();
+    Integration {
+        name_servers: name_servers(settings.resolv_conf.or(ResolvConf::Auto), network, access),
+        time_zone: time_zone(settings.timezone.or(Timezone::Auto), access),
+        journal: journal(settings.link_journal.or(LinkJournal::Auto), root),
+    }
 }
 
 fn name_servers(mode: ResolvConf, network: Network, access: Access) -> NameServers {
@@ -61,30 +51,18 @@ fn time_zone(mode: Timezone, access: Access) -> TimeZone {
     }
 }
 
-/// A journal that is thrown away with the tree is not linked; that is only an error if it was asked for
-/// without a "try".
-fn journal(mode: LinkJournal, root: &RootSpec) -> Result<Journal> {
-    let lasting = match root {
-        RootSpec::Directory { path, .. } => Some(path),
-        RootSpec::Ephemeral { .. } => None,
-    };
-    let tree = || lasting.cloned();
+/// A journal that is thrown away with the tree is not linked; asking for that without a "try" is a
+/// contradiction, told elsewhere (CON-08).
+fn journal(mode: LinkJournal, root: &RootSpec) -> Journal {
+    let RootSpec::Directory { path, .. } = root else { return Journal::Leave };
+    let tree = path.clone();
     let lenient = matches!(mode, LinkJournal::TryGuest | LinkJournal::TryHost);
-    Ok(match (mode, tree()) {
-        (LinkJournal::No, _)
-        | (LinkJournal::Auto | LinkJournal::TryGuest | LinkJournal::TryHost, None) => {
-            Journal::Leave
-        }
-        (LinkJournal::Auto, Some(tree)) => Journal::Auto { tree },
-        (LinkJournal::Guest | LinkJournal::TryGuest, Some(tree)) => {
-            Journal::Guest { tree, lenient }
-        }
-        (LinkJournal::Host | LinkJournal::TryHost, Some(tree)) => Journal::Host { tree, lenient },
-        (LinkJournal::Guest | LinkJournal::Host, None) => bail!(hinted(
-            format!("--link-journal={mode} and --ephemeral exclude each other"),
-            format!("--link-journal=try-{mode} does nothing with --ephemeral"),
-        )),
-    })
+    match mode {
+        LinkJournal::No => Journal::Leave,
+        LinkJournal::Auto => Journal::Auto { tree },
+        LinkJournal::Guest | LinkJournal::TryGuest => Journal::Guest { tree, lenient },
+        LinkJournal::Host | LinkJournal::TryHost => Journal::Host { tree, lenient },
+    }
 }
 
 #[cfg(test)]
@@ -147,20 +125,23 @@ mod tests {
         assert_eq!(time_zone(mode, access), expected);
     }
 
-    /// CON-08, relaxed for `try-`; CLI-22.
+    /// HST-03, T-03: `lasting` is what is done to a tree that stays.
     #[rstest]
-    #[case(LinkJournal::No, true)]
-    #[case(LinkJournal::Auto, true)]
-    #[case(LinkJournal::TryGuest, true)]
-    #[case(LinkJournal::TryHost, true)]
-    #[case(LinkJournal::Guest, false)]
-    #[case(LinkJournal::Host, false)]
-    fn what_is_thrown_away_has_no_journal_linked(#[case] mode: LinkJournal, #[case] fine: bool) {
-        let (of, access) = ("/t".into(), Access::Write);
-        let root = RootSpec::Ephemeral { of, access, rungs: Vec::new(), elsewhere: Vec::new() };
-        match journal(mode, &root) {
-            Ok(journal) => assert!(fine && journal == Journal::Leave, "{journal:?}"),
-            Err(error) => assert!(!fine && error.to_string().contains("--ephemeral"), "{error}"),
-        }
+    #[case(LinkJournal::No, Journal::Leave)]
+    #[case(LinkJournal::Auto, Journal::Auto { tree: "/t".into() })]
+    #[case(LinkJournal::Guest, Journal::Guest { tree: "/t".into(), lenient: false })]
+    #[case(LinkJournal::TryGuest, Journal::Guest { tree: "/t".into(), lenient: true })]
+    #[case(LinkJournal::Host, Journal::Host { tree: "/t".into(), lenient: false })]
+    #[case(LinkJournal::TryHost, Journal::Host { tree: "/t".into(), lenient: true })]
+    fn what_is_thrown_away_has_no_journal_linked(
+        #[case] mode: LinkJournal,
+        #[case] lasting: Journal,
+    ) {
+        let access = Access::Write;
+        let root = RootSpec::Directory { path: "/t".into(), access };
+        assert_eq!(journal(mode, &root), lasting);
+        let (rungs, elsewhere) = (Vec::new(), Vec::new());
+        let root = RootSpec::Ephemeral { of: "/t".into(), access, rungs, elsewhere };
+        assert_eq!(journal(mode, &root), Journal::Leave);
     }
 }

@@ -58,7 +58,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
-        integration: integration::integration(settings, &root, network)?,
+        integration: integration::integration(settings, &root, network),
         environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
