@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of the vocabulary below; [`Event::Hello`] carries it and both ends must agree.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 /// Largest payload, in bytes; a longer frame is garbage.
 pub const MAX_FRAME_BYTES: u32 = 4 << 20;
@@ -32,13 +32,22 @@ pub enum Order {
     },
     /// Run these cases, in this order.
     Run {
-        /// Names as listed.
-        cases: Vec<String>,
+        /// What to run.
+        cases: Vec<Work>,
     },
     /// Give the console to a shell; answered by [`Event::Bye`] when it ends.
     Shell,
     /// Say [`Event::Bye`] and power off.
     PowerOff,
+}
+
+/// A case to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Its name as listed.
+    pub case: String,
+    /// Its limit in seconds on real hardware.
+    pub limit_s: u32,
 }
 
 /// What the guest tells the host.

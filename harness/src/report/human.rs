@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::difference::Differences;
 use super::{CaseReport, Verdict, seconds};
+use crate::guest::Subject;
 use crate::matrix::Cell;
 
 /// Pause between lines about what is awaited, when there is no terminal.
@@ -29,18 +31,13 @@ struct State {
 pub struct Human {
     shared: Arc<(Mutex<State>, Condvar)>,
     bar: Option<ProgressBar>,
-}
-
-impl Default for Human {
-    fn default() -> Self {
-        Self::new()
-    }
+    differences: Differences,
 }
 
 impl Human {
-    /// Begins to tell; on a terminal when stdout is one.
+    /// Begins to tell; on a terminal when stdout is one. Of the reference's failures, those declared are told as such.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(differences: Differences) -> Self {
         let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let bar = std::io::stdout().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
@@ -55,7 +52,7 @@ impl Human {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || heartbeat(&shared));
         }
-        Self { shared, bar }
+        Self { shared, bar, differences }
     }
 
     /// A line for good.
@@ -68,7 +65,10 @@ impl Human {
 
     /// A case's end.
     pub fn case(&self, cell: &Cell, report: &CaseReport) {
-        self.line(&case_line(cell, report));
+        let expected = cell.subject == Subject::Nspawn
+            && self.differences.explain(&report.case, &report.verdict);
+        let word = if expected { "DIFFERS" } else { report.verdict.word() };
+        self.line(&case_line(word, cell, report));
     }
 
     /// What a guest is waited for; none when it is gone.
@@ -123,9 +123,11 @@ fn print_line(text: &str) {
 
 /// One line for a finished case.
 #[must_use]
-pub fn case_line(cell: &Cell, report: &CaseReport) -> String {
-    let mut line =
-        format!("{:<8} {:<11} {:<6} {}", report.verdict.word(), cell.kernel, cell.fs, report.case);
+pub fn case_line(word: &str, cell: &Cell, report: &CaseReport) -> String {
+    let mut line = format!("{word:<8} {:<11} {:<6} {}", cell.kernel, cell.fs, report.case);
+    if cell.subject == Subject::Nspawn {
+        line.push_str(" (nspawn)");
+    }
     if report.duration_ms > 0 {
         line.push_str(&format!("  {:.2}s", seconds(report.duration_ms)));
     }
@@ -138,8 +140,7 @@ pub fn case_line(cell: &Cell, report: &CaseReport) -> String {
 /// All there is to say about a case that did not pass, with the command that runs it again.
 #[must_use]
 pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
-    let mut text =
-        format!("---- {} ({}, {}): {}\n", report.case, cell.kernel, cell.fs, report.verdict.word());
+    let mut text = format!("---- {} ({cell}): {}\n", report.case, report.verdict.word());
     for reason in report.verdict.reasons() {
         text.push_str(&format!("  {reason}\n"));
     }
@@ -153,9 +154,10 @@ pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
         }
     }
     text.push_str(&format!("  logs:      {logs}\n"));
+    let subject = if cell.subject == Subject::Nspawn { " --subject nspawn" } else { "" };
     if report.verdict != (Verdict::NotRun { why: String::new() }) {
         text.push_str(&format!(
-            "  reproduce: cargo xtask vm-test --kernel {} --exact {}\n",
+            "  reproduce: cargo xtask vm-test --kernel {}{subject} --exact {}\n",
             cell.kernel, report.case
         ));
     }
@@ -168,7 +170,12 @@ mod tests {
 
     #[test]
     fn a_failure_shows_its_chain_its_output_and_how_to_repeat_it() {
-        let cell = Cell { kernel: "k".to_owned(), version: (6, 1), fs: "ext4".to_owned() };
+        let cell = Cell {
+            kernel: "k".to_owned(),
+            version: (6, 1),
+            fs: "ext4".to_owned(),
+            subject: Subject::Rspawn,
+        };
         let report = CaseReport {
             case: "vm::exit::x".to_owned(),
             verdict: Verdict::Failed {
@@ -179,7 +186,7 @@ mod tests {
             console: Vec::new(),
         };
         assert_eq!(
-            case_line(&cell, &report),
+            case_line("FAIL", &cell, &report),
             "FAIL     k           ext4   vm::exit::x  1.23s  running the container"
         );
         let text = failure_text(&cell, &report, "/l");

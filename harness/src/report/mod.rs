@@ -1,8 +1,10 @@
-//! What a run comes to: the verdict of each case, told to people ([`human`]) and counted ([`summary`]).
+//! What a run comes to: the verdict of each case, told to people ([`human`]), counted ([`summary`]) and compared with
+//! the reference's ([`difference`]).
 //! [`event`] is the wire on which the guest's half of it comes.
 
 use std::time::Duration;
 
+pub mod difference;
 pub mod event;
 pub mod human;
 pub mod summary;

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod ci;
+mod closing;
 pub mod coverage_of_spec;
 pub mod doctor;
 pub mod images;

@@ -9,8 +9,10 @@ use anyhow::{Context, Result};
 
 use crate::accel;
 use crate::case::Listing;
+use crate::guest::{Subject, fault};
 use crate::kernels;
 use crate::matrix::{Cell, Job};
+use crate::report::difference::Differences;
 use crate::report::human::Human;
 use crate::report::summary::{Summary, exit};
 use crate::rundir::RunDir;
@@ -64,7 +66,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let choice = accel::choose(workspace, options.accel)?;
     let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
     let run_dir = RunDir::make(workspace)?;
-    let human = Human::new();
+    let human = Human::new(Differences::default());
     human.line(&format!(
         "self-test  run {}   accel {} ({})",
         run_dir.name(),
@@ -80,11 +82,16 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         SILENCE_LIMIT,
         &human,
     );
-    let cell = Cell { kernel: row.name, version: row.version, fs: "ext4".to_owned() };
+    let cell = Cell {
+        kernel: row.name,
+        version: row.version,
+        fs: "ext4".to_owned(),
+        subject: Subject::Rspawn,
+    };
     let listing = |expected: &Expected| Listing {
         name: expected.case.to_owned(),
         needs: Vec::new(),
-        timeout_s: 20,
+        timeout_s: fault::of_case(expected.case).map_or(20, |case| case.timeout_s),
     };
     let job =
         |rows: &&[Expected]| Job { cell: cell.clone(), cases: rows.iter().map(listing).collect() };
