@@ -4,23 +4,26 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::PathBuf;
 
 // The library uses more of these files than the build script does.
 #[allow(dead_code, unreachable_pub)]
 #[path = "src/security/seccomp"]
 mod seccomp {
+    pub mod bpf;
+    pub mod compact;
     pub mod filter;
     pub mod table;
 }
 
-use seccomp::{filter, table};
+use seccomp::{compact, filter, table};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src/security/seccomp/filter.rs");
-    println!("cargo::rerun-if-changed=src/security/seccomp/table.rs");
+    for file in ["bpf", "compact", "filter", "table"] {
+        println!("cargo::rerun-if-changed=src/security/seccomp/{file}.rs");
+    }
     let machine = std::env::var("CARGO_CFG_TARGET_ARCH")?;
     let arches = filter::arches(&machine)
         .ok_or_else(|| format!("no system call filter for the machine {machine}"))?;
@@ -33,7 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("no_terminal_input", filter::no_terminal_input(arches)?),
     ];
     for (name, program) in programs {
-        program.export_bpf(File::create(out.join(name).with_extension("bpf"))?)?;
+        let path = out.join(name).with_extension("bpf");
+        program.export_bpf(File::create(&path)?)?;
+        fs::write(&path, compact::compact(fs::read(&path)?))?;
     }
     Ok(())
 }

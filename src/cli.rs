@@ -4,8 +4,9 @@
 //! so the payload's own options are never eaten (CLI-01); options are said in the order in which they
 //! were written, because later ones may take earlier ones back.
 
+use crate::errors::printable;
 use crate::options::{self, Opt, Takes};
-use crate::settings::value::{Explain, Wrong};
+use crate::settings::value::{ExitMode, Explain, Wrong, one_of};
 use crate::settings::{Settings, Source};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -48,8 +49,8 @@ const WORDS: &str = "COMMAND";
 /// Stands for "no value was attached". No argument can hold a NUL, so nobody can write it.
 const NO_VALUE: &str = "\0";
 
-/// Compiled-in features, for `--version`; a name is added here when its code is.
-const FEATURES: &str = "+SECCOMP";
+/// What is compiled in and what is missing, for `--version`; a sign changes here when the code arrives.
+const FEATURES: &str = "+SECCOMP -IMAGES -USERNS -MACHINED";
 
 /// Reads the arguments, the program's name first.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Invocation, Usage> {
@@ -74,6 +75,24 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Invocation, Usa
         (true, None) => Invocation::Cleanup(Box::new(settings)),
         (false, None) => Invocation::Run(Box::new(settings)),
     })
+}
+
+/// Which exit status a command line asks for that could not be followed: the last `--exit-mode=` before the
+/// payload's words, as far as they can be told apart.
+pub fn exit_mode(argv: impl IntoIterator<Item = OsString>) -> ExitMode {
+    let mut mode = ExitMode::Nspawn;
+    let mut words = argv.into_iter().skip(1).take_while(|word| word != "--");
+    while let Some(word) = words.next() {
+        let value = match word.to_str().and_then(|word| word.strip_prefix("--exit-mode")) {
+            Some("") => words.next().and_then(|word| word.into_string().ok()),
+            Some(attached) => attached.strip_prefix('=').map(str::to_owned),
+            None => None,
+        };
+        if let Some(said) = value.and_then(|value| value.parse().ok()) {
+            mode = said;
+        }
+    }
+    mode
 }
 
 /// The command line as clap sees it, for parsing, help, completions and the manual page.
@@ -213,6 +232,14 @@ fn refusal(error: &clap::Error) -> Result<Invocation, Usage> {
     let (message, hint) = match error.kind() {
         ErrorKind::DisplayHelp => return Ok(Invocation::Print(error.render().to_string())),
         ErrorKind::DisplayVersion => return Ok(Invocation::Print(version())),
+        ErrorKind::UnknownArgument if candidates(&written).len() > 1 => {
+            let candidates = candidates(&written);
+            let words: Vec<&str> = candidates.iter().map(String::as_str).collect();
+            (
+                format!("{written} is the beginning of several options"),
+                format!("it could be {}", one_of(&words)),
+            )
+        }
         ErrorKind::UnknownArgument => {
             let hint = match about(ContextKind::SuggestedArg) {
                 Some(close) => format!("did you mean {close}?"),
@@ -224,15 +251,7 @@ fn refusal(error: &clap::Error) -> Result<Invocation, Usage> {
             Some(option) if matches!(option.takes, Takes::Nothing) => {
                 (format!("{name}: takes no value"), form(option))
             }
-            Some(option) => {
-                let expected = match option.takes {
-                    Takes::Value(value) | Takes::Optional(value) | Takes::OptionalWord(value) => {
-                        value
-                    }
-                    Takes::Nothing => "nothing",
-                };
-                (format!("{name}=: expected {expected}, got nothing"), form(option))
-            }
+            Some(option) => (format!("{name}=: {}", missing(option)), form(option)),
             None => {
                 let text = error.render().to_string();
                 let line = text.lines().next().unwrap_or_default();
@@ -241,7 +260,24 @@ fn refusal(error: &clap::Error) -> Result<Invocation, Usage> {
             }
         },
     };
-    Err(Usage { message, hint })
+    Err(Usage { message: printable(&message), hint })
+}
+
+/// The options that begin with what was written.
+fn candidates(written: &str) -> Vec<String> {
+    let names = options::options().filter(|option| !option.hidden).map(Opt::name);
+    names.filter(|name| written.len() > 2 && name.starts_with(written)).collect()
+}
+
+/// What is wrong when the value does not come: what is wrong with an empty one, which says what is expected.
+fn missing(option: &Opt) -> Wrong {
+    let empty = (option.set)(&mut Settings::default(), Some(OsStr::new("")), &Source::CommandLine);
+    empty.err().unwrap_or_else(|| match option.takes {
+        Takes::Value(form) | Takes::Optional(form) | Takes::OptionalWord(form) => {
+            Wrong::new("", form)
+        }
+        Takes::Nothing => Wrong::new("", "nothing"),
+    })
 }
 
 fn version() -> String {

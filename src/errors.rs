@@ -43,11 +43,17 @@ const MAX_CHAIN_BYTES: usize = 16 << 10;
 impl Report {
     /// Sums up an error.
     pub fn of(error: &Error) -> Self {
-        let mut chain = format!("{error:#}");
+        let mut chain = printable(&format!("{error:#}"));
         if chain.len() > MAX_CHAIN_BYTES {
             chain.truncate(chain.floor_char_boundary(MAX_CHAIN_BYTES));
         }
         Self { chain, hint: error.downcast_ref::<Hinted>().map(|hinted| hinted.hint.clone()) }
+    }
+
+    /// Whether the kernel's last word was EPERM. Of a stage there is nothing left but the text, which ends as
+    /// [`std::io::Error`] shows an errno.
+    pub fn is_about_rights(&self) -> bool {
+        self.chain.ends_with(&format!("(os error {})", libc::EPERM))
     }
 }
 
@@ -56,6 +62,19 @@ impl fmt::Display for Report {
         write!(f, "rspawn: {}", self.chain)?;
         self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "\nhint: {hint}"))
     }
+}
+
+/// The text with control characters written out: names that users and trees choose must neither break a line in
+/// two nor tell a terminal what to do.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            control if control.is_control() => shown.extend(control.escape_default()),
+            other => shown.push(other),
+        }
+    }
+    shown
 }
 
 /// How much is told besides errors.
@@ -72,7 +91,7 @@ pub enum Verbosity {
 
 /// Prints something that went wrong and was tolerated; says so itself.
 pub fn warn(what: impl fmt::Display) {
-    eprintln!("rspawn: {what}, ignoring");
+    eprintln!("rspawn: {}, ignoring", printable(&what.to_string()));
 }
 
 #[cfg(test)]
@@ -91,6 +110,16 @@ mod tests {
         let chain =
             "opening the session: locking the tree \"/x\": Device or resource busy (os error 16)";
         assert_eq!(report.chain, chain);
+        assert!(!report.is_about_rights());
+        let refused = std::io::Error::from_raw_os_error(libc::EPERM);
+        assert!(Report::of(&Error::new(refused).context("mounting")).is_about_rights());
+    }
+
+    /// R14: one line, whatever a name holds.
+    #[test]
+    fn a_name_cannot_write_to_the_terminal() {
+        let error = anyhow::anyhow!("opening \"a\\b\n\u{1b}[2Jé\"");
+        assert_eq!(Report::of(&error).chain, r#"opening "a\b\n\u{1b}[2Jé""#);
     }
 
     #[test]

@@ -135,12 +135,14 @@ pub struct Key {
     pub trust: Trust,
     /// What it does, where that is not the same as the option's setter.
     pub set: Option<Set>,
+    /// What an empty value takes back, where the option refuses an empty value and the key does not.
+    pub reset: Option<fn(&mut Settings)>,
 }
 
 impl Key {
     /// A key that only trusted files may use.
     pub(crate) const fn new(section: Section, name: &'static str) -> Self {
-        Self { section, name, trust: Trust::Privileged, set: None }
+        Self { section, name, trust: Trust::Privileged, set: None, reset: None }
     }
 
     /// The same key, accepted from any file.
@@ -156,6 +158,11 @@ impl Key {
     /// The same key with a setter of its own.
     pub(crate) const fn set(self, set: Set) -> Self {
         Self { set: Some(set), ..self }
+    }
+
+    /// The same key, of which an empty value takes back what was said, as systemd-nspawn 252 has it.
+    pub(crate) const fn reset(self, reset: fn(&mut Settings)) -> Self {
+        Self { reset: Some(reset), ..self }
     }
 }
 
@@ -195,7 +202,14 @@ macro_rules! unsay {
     };
 }
 
-use {each, said, unsay, words};
+/// A list of words that stand for values of one type.
+macro_rules! all_words {
+    ($type:ty) => {
+        || <$type>::ALL.iter().map(ToString::to_string).collect()
+    };
+}
+
+use {all_words, each, said, unsay, words};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -329,7 +343,7 @@ pub fn assignments() -> impl Iterator<Item = Assignment> {
         option.keys.iter().map(|key| Assignment {
             key,
             set: key.set.unwrap_or(option.set),
-            reset: option.reset,
+            reset: key.reset.or(option.reset),
         })
     });
     shared.chain([execution::PARAMETERS])

@@ -1,9 +1,12 @@
 //! Does the command line say what it says? Every row of the table, and the habits of getopt.
 
 use rspawn::cli::{self, Invocation, Usage};
-use rspawn::options::{self, Takes};
+use rspawn::handover::Handover;
+use rspawn::host::Host;
+use rspawn::options;
 use rspawn::settings::Settings;
-use rspawn::settings::value::{Console, CustomMount, StartMode};
+use rspawn::settings::value::{Console, CustomMount, ExitMode, StartMode};
+use rspawn::spec;
 use rstest::rstest;
 use std::ffi::OsString;
 use std::path::Path;
@@ -30,6 +33,7 @@ fn clap_accepts_the_table() {
     cli::command().debug_assert();
 }
 
+/// CLI-01, CLI-05: every way of getopt_long(3) to write an option.
 #[rstest]
 #[case::separate(&["-D", "/t", "ls", "-l"])]
 #[case::attached(&["-D/t", "ls", "-l"])]
@@ -47,6 +51,7 @@ fn the_directory_is_said_and_the_payload_keeps_its_options(#[case] args: &[&str]
     assert_eq!(words(&settings), ["ls", "-l"]);
 }
 
+/// CLI-01.
 #[rstest]
 #[case(&["ls", "-D", "/x", "--help", "--", "-q"], &["ls", "-D", "/x", "--help", "--", "-q"])]
 #[case(&["--", "--help"], &["--help"])]
@@ -79,6 +84,7 @@ fn mounts_keep_their_order_across_options() {
     assert_eq!(order, ["/a", "/b:/b false", "/c", "/d:/d true"]);
 }
 
+/// CLI-11 for the name; the others follow it.
 #[rstest]
 #[case::machine(&["-M", "x", "-M", ""], |s: &Settings| s.machine.is_said())]
 #[case::hostname(&["--hostname=x", "--hostname="], |s: &Settings| s.hostname.is_said())]
@@ -94,6 +100,7 @@ fn a_later_word_takes_an_earlier_one_back(
     assert!(!said(&settings(args)));
 }
 
+/// CLI-09, E-05, G-06.
 #[test]
 fn user_with_a_word_is_the_old_uid() {
     assert!(settings(&["--user", "bob", "sh"]).user.is_said());
@@ -102,73 +109,7 @@ fn user_with_a_word_is_the_old_uid() {
     assert!(bare.scope.is_said() && !bare.user.is_said());
 }
 
-#[test]
-fn every_option_refuses_a_missing_an_empty_and_a_garbage_value() {
-    for option in options::options() {
-        let name = option.name();
-        match option.takes {
-            Takes::Nothing if option.long.is_empty() => {}
-            Takes::Nothing => {
-                let error = parse(&[&format!("{name}=x")]).unwrap_err();
-                assert!(error.message.contains(&name), "{error:?}");
-            }
-            Takes::Value(_) => {
-                named(&name, parse(&[&name]), "missing");
-                if option.reset.is_none() && option.long != "background" {
-                    named(&name, parse(&[&format!("{name}=")]), "empty");
-                }
-                if !takes_any_path(option.long) {
-                    named(&name, parse(&[&format!("{name}=\u{1}::..=")]), "garbage");
-                }
-            }
-            Takes::Optional(_) | Takes::OptionalWord(_) => {
-                if option.reset.is_none() {
-                    named(&name, parse(&[&format!("{name}=")]), "empty");
-                }
-                if !takes_any_path(option.long) {
-                    named(&name, parse(&[&format!("{name}=\u{1}::..=")]), "garbage");
-                }
-            }
-        }
-    }
-}
-
-fn named(name: &str, result: Result<Invocation, Usage>, what: &str) {
-    let Err(error) = result else { panic!("{name} accepted a {what} value") };
-    let right = error.message.starts_with(&format!("{name}=: expected ")) && !error.hint.is_empty();
-    assert!(right && error.message.lines().count() == 1, "{what}: {error:?}");
-}
-
-/// A file may be called anything.
-fn takes_any_path(long: &str) -> bool {
-    [
-        "directory",
-        "template",
-        "image",
-        "mstack",
-        "oci-bundle",
-        "ephemeral-dir",
-        "keep-on-failure",
-        "verity-data",
-        "root-hash-sig",
-        "forward-journal",
-    ]
-    .contains(&long)
-}
-
-#[rstest]
-#[case("--bnd=/x", "unknown option --bnd", "did you mean --bind?")]
-#[case("--qqqqqqq", "unknown option --qqqqqqq", "rspawn --help lists all options")]
-#[case("-Q", "unknown option -Q", "rspawn --help lists all options")]
-fn an_unknown_option_is_refused_with_a_suggestion(
-    #[case] argument: &str,
-    #[case] message: &str,
-    #[case] hint: &str,
-) {
-    let error = parse(&[argument]).unwrap_err();
-    assert_eq!((error.message.as_str(), error.hint.as_str()), (message, hint));
-}
-
+/// E-01.
 #[test]
 fn boot_and_as_pid2_exclude_each_other() {
     for args in [["-a", "-b"], ["-b", "-a"]] {
@@ -178,6 +119,7 @@ fn boot_and_as_pid2_exclude_each_other() {
     assert_eq!(settings(&["-bb"]).start.value(), Some(&StartMode::Boot));
 }
 
+/// CLI-03, G-07.
 #[test]
 fn help_names_every_visible_option_under_its_heading() {
     let Ok(Invocation::Print(help)) = parse(&["-h"]) else { panic!("no help") };
@@ -187,10 +129,57 @@ fn help_names_every_visible_option_under_its_heading() {
     }
 }
 
+/// CLI-03, CON-13: what this program cannot do is in the version's feature string, with a minus, and the option
+/// that needs it is refused by name.
 #[test]
 fn version_names_the_features() {
     let Ok(Invocation::Print(version)) = parse(&["--version"]) else { panic!("no version") };
-    assert!(version.starts_with("rspawn ") && version.contains("+SECCOMP"), "{version}");
+    let mut lines = version.lines();
+    assert_eq!(lines.next(), Some(concat!("rspawn ", env!("CARGO_PKG_VERSION"))));
+    let features: Vec<&str> = lines.next().expect("a line of features").split(' ').collect();
+    assert!(features.contains(&"+SECCOMP"), "{version}");
+    assert!(features.iter().all(|word| word.starts_with(['+', '-'])), "{version}");
+    for (feature, line) in
+        [("IMAGES", "-i/x"), ("USERNS", "-U -D/"), ("MACHINED", "--register=yes -D/")]
+    {
+        let words: Vec<&str> = line.split(' ').collect();
+        let error = spec::resolve(&settings(&words), &Host::look(Handover::default())).err();
+        let refused = error.is_some_and(|error| error.to_string().contains("not implemented"));
+        let sign = if refused { '-' } else { '+' };
+        assert!(features.contains(&format!("{sign}{feature}").as_str()), "{feature}: {version}");
+    }
+}
+
+/// CLI-03: before any other word is judged, and so before anything is looked at.
+#[rstest]
+#[case(&["--help"])]
+#[case(&["-h", "-D", "/no/such/tree"])]
+#[case(&["-qxh"])]
+#[case(&["--version", "sh"])]
+fn help_and_version_come_first(#[case] args: &[&str]) {
+    assert!(matches!(parse(args), Ok(Invocation::Print(_))), "{args:?}");
+}
+
+/// RUN-16: also a command line that cannot be followed ends with the status that was asked for.
+#[rstest]
+#[case(&["--exit-mode=shell", "--bogus"], ExitMode::Shell)]
+#[case(&["--bogus", "--exit-mode", "shell"], ExitMode::Shell)]
+#[case(&["--bogus", "--exit-mode=shell", "--exit-mode=nspawn"], ExitMode::Nspawn)]
+#[case(&["--bogus", "--exit-mode", "shell", "--exit-mode=nspawn"], ExitMode::Nspawn)]
+#[case(&["--bogus", "--exit-mode=what"], ExitMode::Nspawn)]
+#[case(&["--bogus", "--", "--exit-mode=shell"], ExitMode::Nspawn)]
+fn a_refused_command_line_has_its_exit_mode(#[case] args: &[&str], #[case] expected: ExitMode) {
+    let argv = std::iter::once("rspawn").chain(args.iter().copied()).map(OsString::from);
+    assert_eq!(cli::exit_mode(argv), expected);
+}
+
+/// CLI-02: the letters of 2015, and those that came later.
+#[test]
+fn every_letter_is_there() {
+    let letters: String = options::options().filter_map(|option| option.short).collect();
+    for letter in "DubLMjSZqixnpUaEP".chars() {
+        assert!(letters.contains(letter), "-{letter}");
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! Do settings files and value grammars say what systemd's manual says, and do odd bytes stay harmless?
+//! Do settings files and value grammars say what systemd's manual says? Random input is in `grammar.rs`.
 
 use rspawn::options;
 use rspawn::settings::file::{self, Candidate, Fault, Parsed, SIZE_MAX, SearchPath};
 use rspawn::settings::value::*;
 use rspawn::settings::{Settings, Source, file_is_trusted, merge};
 use rstest::rstest;
-use std::fmt::{Debug, Display};
+use std::fmt::Display;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -22,6 +22,7 @@ fn print<T: FromStr + Display>(text: &str) -> Option<String> {
     text.parse::<T>().ok().map(|value| value.to_string())
 }
 
+/// CLI-24, M-01.
 #[rstest]
 #[case("/a", Some("/a:/a"))]
 #[case("/a:/b", Some("/a:/b"))]
@@ -65,6 +66,7 @@ fn overlays(#[case] text: &str, #[case] expected: Option<&str>) {
     assert_eq!(print::<Overlay>(text).as_deref(), expected);
 }
 
+/// CLI-25.
 #[rstest]
 #[case("/a", Some("/a:mode=0755"))]
 #[case("/a:size=1M,mode=0700", Some("/a:size=1M,mode=0700"))]
@@ -77,6 +79,7 @@ fn tmpfs(#[case] text: &str, #[case] expected: Option<&str>) {
     assert_eq!(print::<Tmpfs>(text).as_deref(), expected);
 }
 
+/// PIV-01, PIV-02, CLI-33.
 #[rstest]
 #[case("/new", Some("/new"))]
 #[case("/new:/old", Some("/new:/old"))]
@@ -111,6 +114,7 @@ fn private_users(#[case] text: &str, #[case] expected: Option<&str>) {
     assert_eq!(print::<PrivateUsers>(text).as_deref(), expected);
 }
 
+/// CLI-09; CVE-2024-40635 and its kin for the numbers.
 #[rstest]
 #[case("root", Some("root"))]
 #[case("0", Some("0"))]
@@ -214,6 +218,7 @@ fn signals(#[case] text: &str, #[case] expected: Option<i32>) {
     assert_eq!(text.parse::<KillSignal>().ok().map(KillSignal::number), expected);
 }
 
+/// CLI-11, R15.
 #[rstest]
 #[case("debian-12.x", true)]
 #[case("a_b", false)]
@@ -229,6 +234,7 @@ fn machine_names(#[case] text: &str, #[case] valid: bool) {
     assert_eq!(text.parse::<MachineName>().is_ok(), valid);
 }
 
+/// NAM-03.
 #[rstest]
 #[case("debian", Some("debian"))]
 #[case("my_tree", Some("mytree"))]
@@ -250,6 +256,7 @@ fn a_long_component_is_cut_to_a_valid_name() {
     assert!(name.as_str().len() <= 64 && name.as_str().parse::<MachineName>().is_ok());
 }
 
+/// CLI-12.
 #[test]
 fn a_machine_id_has_two_forms() {
     let id: MachineId = "01234567-89ab-cdef-0123-456789ABCDEF".parse().expect("a UUID");
@@ -271,6 +278,7 @@ fn credentials_hold_escaped_bytes() {
     }
 }
 
+/// CLI-20.
 #[rstest]
 #[case("cap_kill,NET_ADMIN", Some("CAP_KILL,CAP_NET_ADMIN"))]
 #[case("all", Some("all"))]
@@ -317,6 +325,7 @@ fn a_file_says_what_it_says() {
     assert_eq!(source, "x.nspawn, line 8");
 }
 
+/// PIV-09: a wrong value is told with its line, and ignored.
 #[rstest]
 #[case("[Exec]\nBoot=maybe\n", 2, "Boot=: expected a boolean")]
 #[case("[Exec]\nBogus=1\n", 2, "unknown key Bogus=")]
@@ -335,7 +344,7 @@ fn a_bad_line_is_told_with_its_number(#[case] text: &str, #[case] line: u32, #[c
     assert_eq!(parsed.problems.len(), 1, "{:?}", parsed.problems);
     let told = parsed.problems[0].to_string();
     assert!(told.starts_with(&format!("x.nspawn, line {line}: ")), "{told}");
-    assert!(told.contains(what) && told.ends_with(", ignoring"), "{told}");
+    assert!(told.contains(what) && !told.contains("ignoring"), "{told}");
 }
 
 #[test]
@@ -351,7 +360,7 @@ fn a_bad_line_costs_only_itself() {
     assert!(said.user.is_said() && !said.start.is_said());
 }
 
-/// The allow-list of R13. A key that is added to the table is refused in untrusted files until it is
+/// The allow-list of R13, F-02 (and PIV-09 for `PivotRoot`). A key that is added to the table is refused in untrusted files until it is
 /// added here as well.
 const ADMITTED: [&str; 17] = [
     "Boot",
@@ -390,6 +399,79 @@ fn an_untrusted_file_can_say_nothing_but_the_allow_list() {
     }
 }
 
+/// F-01: every key that the manual of version 262 has.
+#[test]
+fn every_key_of_the_manual_is_there() {
+    let known = |section: &str, name: &str| {
+        let mut all = options::assignments();
+        all.any(|one| one.key.section.name() == section && one.key.name == name)
+    };
+    let exec = "Boot Ephemeral ProcessTwo Parameters Environment User WorkingDirectory PivotRoot \
+        Capability DropCapability AmbientCapability NoNewPrivileges KillSignal Personality MachineID \
+        PrivateUsers PrivateUsersDelegate NotifyReady SystemCallFilter RestrictAddressFamilies \
+        LimitCPU LimitFSIZE LimitDATA LimitSTACK LimitCORE LimitRSS LimitNOFILE LimitAS LimitNPROC \
+        LimitMEMLOCK LimitLOCKS LimitSIGPENDING LimitMSGQUEUE LimitNICE LimitRTPRIO LimitRTTIME \
+        OOMScoreAdjust CPUAffinity Hostname ResolvConf Timezone LinkJournal SuppressSync";
+    let files = "ReadOnly Volatile Bind BindReadOnly BindUser BindUserShell TemporaryFileSystem \
+        Inaccessible Overlay OverlayReadOnly PrivateUsersOwnership";
+    let network = "Private NamespacePath VirtualEthernet VirtualEthernetExtra Interface MACVLAN \
+        IPVLAN Bridge Zone Port";
+    for (section, names) in [("Exec", exec), ("Files", files), ("Network", network)] {
+        let missing: Vec<_> = names.split(' ').filter(|name| !known(section, name)).collect();
+        assert!(missing.is_empty(), "[{section}] lacks {missing:?}");
+    }
+}
+
+/// As systemd-nspawn 252 has it: these take back, others are refused when they are empty.
+#[rstest]
+#[case("Exec", "Environment", "A=1")]
+#[case("Exec", "Parameters", "a b")]
+#[case("Exec", "User", "bob")]
+#[case("Exec", "WorkingDirectory", "/usr")]
+#[case("Exec", "Hostname", "h")]
+#[case("Exec", "Ephemeral", "yes")]
+#[case("Exec", "NoNewPrivileges", "yes")]
+#[case("Exec", "NotifyReady", "yes")]
+#[case("Exec", "SuppressSync", "yes")]
+#[case("Exec", "Personality", "x86")]
+#[case("Exec", "OOMScoreAdjust", "5")]
+#[case("Exec", "CPUAffinity", "0")]
+#[case("Exec", "SystemCallFilter", "~reboot")]
+#[case("Files", "ReadOnly", "yes")]
+#[case("Network", "Private", "yes")]
+#[case("Network", "VirtualEthernet", "yes")]
+#[case("Network", "Bridge", "br0")]
+#[case("Network", "Zone", "z")]
+fn an_empty_assignment_takes_back(#[case] section: &str, #[case] key: &str, #[case] value: &str) {
+    let said = trusted(&format!("[{section}]\n{key}={value}\n"));
+    assert_ne!(said.settings, Settings::default());
+    let parsed = trusted(&format!("[{section}]\n{key}={value}\n{key}=\n"));
+    assert_eq!((parsed.settings, parsed.problems), (Settings::default(), Vec::new()));
+}
+
+#[rstest]
+#[case("[Exec]\nBoot=\n")]
+#[case("[Exec]\nPivotRoot=\n")]
+#[case("[Exec]\nKillSignal=\n")]
+#[case("[Exec]\nPrivateUsers=\n")]
+#[case("[Files]\nBind=\n")]
+#[case("[Files]\nVolatile=\n")]
+#[case("[Network]\nPort=\n")]
+fn other_keys_refuse_an_empty_assignment(#[case] text: &str) {
+    assert_eq!(trusted(text).problems.len(), 1);
+}
+
+/// CLI-34: both halves together.
+#[test]
+fn a_pivot_of_the_command_line_masks_the_files() {
+    let file = || trusted("[Exec]\nPivotRoot=/file:/old\n").settings;
+    let pivot = |said: Settings| said.pivot_root.value().map(ToString::to_string);
+    let masked = merge(command_line(&["--pivot-root=/cli"]), file(), SettingsMode::Yes);
+    assert_eq!(pivot(masked).as_deref(), Some("/cli"));
+    let of_file = merge(command_line(&["-q"]), file(), SettingsMode::Yes);
+    assert_eq!(pivot(of_file).as_deref(), Some("/file:/old"));
+}
+
 #[rstest]
 #[case("SystemCallFilter=~reboot", true)]
 #[case("SystemCallFilter=reboot", false)]
@@ -407,6 +489,7 @@ fn command_line(args: &[&str]) -> Settings {
     }
 }
 
+/// G-02.
 #[rstest]
 #[case(SettingsMode::Yes, Some("a"))]
 #[case(SettingsMode::Trusted, Some("a"))]
@@ -448,6 +531,7 @@ fn mounts_are_taken_together_and_limits_one_by_one() {
     assert!(said.rlimits.stated().any(|(_, source)| *source != Source::CommandLine));
 }
 
+/// G-02, G-03, NAM-05.
 #[test]
 fn only_the_file_next_to_the_tree_is_not_trusted() {
     let machine = "m".parse().expect("a name");
@@ -469,6 +553,7 @@ fn only_the_file_next_to_the_tree_is_not_trusted() {
     assert!(!file_is_trusted(false, SettingsMode::Override));
 }
 
+/// R3.
 #[test]
 fn only_a_small_regular_file_is_read_and_nothing_waits() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -489,106 +574,4 @@ fn only_a_small_regular_file_is_read_and_nothing_waits() {
     assert!(file::read(&at("big", true)).expect_err("too big").to_string().contains("larger"));
     big.set_len(SIZE_MAX).expect("shrunk");
     assert!(file::read(&at("big", true)).is_ok());
-}
-
-/// The same numbers on every run, so that a failure can be repeated (Marsaglia's xorshift64).
-struct Dice(u64);
-
-impl Dice {
-    fn throw(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).expect("below sides")
-    }
-
-    /// One to four bytes of `seed` changed, put in, taken out or doubled.
-    fn mutate(&mut self, seed: &[u8]) -> Vec<u8> {
-        const SPICE: &[u8] = b":\\/+-,=~@.%[]{}\"' \t\n\r\0#;019aZ_\xff\xc3";
-        let mut bytes = seed.to_vec();
-        for _ in 0..=self.throw(4) {
-            let at = self.throw(bytes.len() + 1);
-            let new = SPICE[self.throw(SPICE.len())];
-            match self.throw(4) {
-                0 if at < bytes.len() => bytes[at] = new,
-                1 if at < bytes.len() => drop(bytes.remove(at)),
-                2 => bytes.extend_from_slice(&seed[..at.min(seed.len())]),
-                _ => bytes.insert(at.min(bytes.len()), new),
-            }
-        }
-        bytes
-    }
-}
-
-/// Parses mutants of the seeds; what parses must print to something that parses to the same value.
-fn round_trips<T: FromStr<Err = Wrong> + Display + PartialEq + Debug>(seeds: &[&str]) {
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-    let mut valid = 0;
-    for round in 0..6000 {
-        let seed = seeds[round % seeds.len()];
-        let bytes = if round < seeds.len() { seed.into() } else { dice.mutate(seed.as_bytes()) };
-        let text = String::from_utf8_lossy(&bytes);
-        let Ok(value) = text.parse::<T>() else { continue };
-        valid += 1;
-        let printed = value.to_string();
-        assert_eq!(printed.parse::<T>().as_ref(), Ok(&value), "{text:?} printed {printed:?}");
-    }
-    assert!(valid >= seeds.len(), "{valid} valid values out of {} seeds", seeds.len());
-}
-
-#[test]
-fn printed_values_parse_to_themselves() {
-    round_trips::<Bind>(&["/a:/b:norbind,idmap", r"+/a\:b", ":/x", "rel:/y", "./+x:/y"]);
-    round_trips::<Overlay>(&["/a:/b:/c", "+/var::/var", r"/a\\x:/b"]);
-    round_trips::<Tmpfs>(&["/a:mode=0755,size=1G", "/b", r"/c\:d:x"]);
-    round_trips::<Inaccessible>(&["/a/b", "/x/../y"]);
-    round_trips::<PivotRoot>(&["/a:/b", "/ostree/x"]);
-    round_trips::<PrivateUsers>(&["65536:65536", "pick", "0", "yes"]);
-    round_trips::<Ownership>(&["auto", "chown"]);
-    round_trips::<IdMapping>(&["0:1000:1", "1:100000:65536"]);
-    round_trips::<User>(&["root", "1000", "user@x"]);
-    round_trips::<Delegate>(&["16", "0"]);
-    round_trips::<BindUserShell>(&["yes", "/bin/sh", "no"]);
-    round_trips::<Interface>(&["eth0:host0", "a"]);
-    round_trips::<ZoneName>(&["zone", "vz-vz-a", "a"]);
-    round_trips::<Port>(&["tcp:80:8080", "53"]);
-    round_trips::<Rlimit>(&["RLIMIT_NOFILE=1:2", "AS=4G:infinity", "NICE=-3"]);
-    round_trips::<Bytes>(&["64M", "1E"]);
-    round_trips::<OomScoreAdjust>(&["-1000", "5"]);
-    round_trips::<CpuList>(&["0-3,8", "1 2 3"]);
-    round_trips::<MachineName>(&["debian-12.x", "a"]);
-    round_trips::<MachineId>(&["0123456789abcdef0123456789abcdef"]);
-    round_trips::<SliceName>(&["machine.slice", "a-b", "-"]);
-    round_trips::<Property>(&["MemoryMax=1G", "A="]);
-    round_trips::<EnvEntry>(&["A=b", "TERM", "A=b=c d"]);
-    round_trips::<CapList>(&["CAP_KILL,CAP_CHOWN", "all"]);
-    round_trips::<SyscallRule>(&["~@clock reboot", "read"]);
-    round_trips::<AddressFamilies>(&["AF_UNIX AF_INET", "~AF_INET", "none"]);
-    round_trips::<KillSignal>(&["SIGTERM", "RTMIN+3", "33", "64"]);
-    round_trips::<SelinuxLabel>(&["u:r:t:s0:c0,c1"]);
-    round_trips::<EscapeKey>(&["ctrl-]", "^A", "none"]);
-    round_trips::<RootHash>(&["0123456789abcdef0123456789abcdef"]);
-    round_trips::<RootHashSignature>(&["base64:QUJD", "/a/b", "base64:QQ=="]);
-    round_trips::<ImagePolicy>(&["root=verity+signed:=unused", "*", "-"]);
-    round_trips::<ResolvConf>(&["copy-host", "auto"]);
-    round_trips::<SettingsMode>(&["override", "yes"]);
-    round_trips::<Fd>(&["3", "0"]);
-}
-
-#[test]
-fn no_bytes_make_the_settings_parser_panic() {
-    let seed = b"[Exec]\nBoot=yes\nParameters=a 'b c'\nEnvironment=A=1\nLimitCORE=1:2\n\
-        CPUAffinity=0-3\nPrivateUsers=65536:10\n[Files]\nBind=+/a\\:b:/c:idmap\nOverlay=/a::/b\n\
-        TemporaryFileSystem=/t:mode=1\n[Network]\nPort=tcp:1:2\nZone=z\nInterface=a b \\\n c\n";
-    let mut dice = Dice(88_172_645_463_325_252);
-    for _ in 0..4000 {
-        let bytes = dice.mutate(seed);
-        let parsed = file::parse(&bytes, Path::new("x"), dice.throw(2) == 0);
-        let lines = u32::try_from(bytes.split(|byte| *byte == b'\n').count()).expect("few");
-        assert!(parsed.problems.iter().all(|one| (1..=lines).contains(&one.line)));
-    }
-    for bytes in [&b"\\"[..], b"[", b"]", b"=", b"[]", b"\0", b"\xff\xfe", b"\\\n", b"[Exec]\n=\\"]
-    {
-        file::parse(bytes, Path::new("x"), false);
-    }
 }

@@ -1,8 +1,8 @@
 //! Rows: what runs in the container, as whom, and under which names.
 
 use super::set::{absolute_path, boolean, parameters, parse, private_users, start, yes};
-use super::{Assignment, Group, Key, Opt, Section, Takes, each, said, unsay};
-use crate::settings::value::{EnvEntry, Ownership, StartMode, Wrong};
+use super::{Assignment, Group, Key, Opt, Section, Takes, all_words, each, said, unsay};
+use crate::settings::value::{EnvEntry, Ownership, Register, StartMode, Wrong};
 use crate::settings::{Settings, Source};
 use Group::{Execution, Identity, Properties, Users};
 use Takes::{Nothing, Value};
@@ -61,7 +61,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Start in this directory of the container",
         said!(chdir, absolute_path),
     )
-    .keys(&[Key::new(Section::Exec, "WorkingDirectory").by_anyone()]),
+    .keys(&[Key::new(Section::Exec, "WorkingDirectory").by_anyone().reset(unsay!(chdir))]),
     Opt::new(
         "setenv",
         Value("NAME[=VALUE]"),
@@ -70,7 +70,7 @@ pub(super) static ROWS: &[Opt] = &[
         each!(environment, parse),
     )
     .short('E')
-    .keys(&[Key::new(Section::Exec, "Environment").by_anyone().set(environment)]),
+    .keys(&[Key::new(Section::Exec, "Environment").by_anyone().set(environment).reset(unsay!(environment))]),
     Opt::new(
         "uid",
         Value("USER"),
@@ -97,7 +97,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Be ready only when the container says that it is",
         said!(notify_ready, boolean),
     )
-    .keys(&[Key::new(Section::Exec, "NotifyReady").by_anyone()]),
+    .keys(&[Key::new(Section::Exec, "NotifyReady").by_anyone().reset(unsay!(notify_ready))]),
     Opt::new(
         "suppress-sync",
         Value("BOOL"),
@@ -105,7 +105,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Make sync calls in the container do nothing",
         said!(suppress_sync, boolean),
     )
-    .keys(&[Key::new(Section::Exec, "SuppressSync")]),
+    .keys(&[Key::new(Section::Exec, "SuppressSync").reset(unsay!(suppress_sync))]),
     Opt::new(
         "share-system",
         Nothing,
@@ -154,7 +154,8 @@ pub(super) static ROWS: &[Opt] = &[
         Properties,
         "Make the container known to systemd-machined",
         said!(register, parse),
-    ),
+    )
+    .words(all_words!(Register)),
     Opt::new(
         "keep-unit",
         Nothing,

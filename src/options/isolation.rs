@@ -1,8 +1,8 @@
 //! Rows: network, security and resources.
 
 use super::set::{absolute_path, boolean, parse, yes};
-use super::{Group, Key, Opt, Section, Takes, each, said, unsay, words};
-use crate::settings::value::{CapList, Resource, Wrong};
+use super::{Group, Key, Opt, Section, Takes, all_words, each, said, unsay, words};
+use crate::settings::value::{CapList, Personality, Resource, Wrong};
 use Group::{Networking, Resources, Security};
 use Takes::{Nothing, Value};
 use std::ffi::OsStr;
@@ -25,7 +25,7 @@ pub(super) static ROWS: &[Opt] = &[
         "A network of its own, with nothing but lo",
         said!(private_network, yes),
     )
-    .keys(&[Key::new(Section::Network, "Private").set(said!(private_network, boolean))]),
+    .keys(&[Key::new(Section::Network, "Private").set(said!(private_network, boolean)).reset(unsay!(private_network))]),
     Opt::new(
         "network-interface",
         Value("HOST[:CONTAINER]"),
@@ -58,7 +58,7 @@ pub(super) static ROWS: &[Opt] = &[
         said!(veth, yes),
     )
     .short('n')
-    .keys(&[Key::new(Section::Network, "VirtualEthernet").set(said!(veth, boolean))]),
+    .keys(&[Key::new(Section::Network, "VirtualEthernet").set(said!(veth, boolean)).reset(unsay!(veth))]),
     Opt::new(
         "network-veth-extra",
         Value("HOST[:CONTAINER]"),
@@ -74,7 +74,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Attach the host's end of the link to this bridge",
         said!(bridge, parse),
     )
-    .keys(&[Key::new(Section::Network, "Bridge")]),
+    .keys(&[Key::new(Section::Network, "Bridge").reset(unsay!(bridge))]),
     Opt::new(
         "network-zone",
         Value("NAME"),
@@ -139,7 +139,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Let set-user-id files and file capabilities have no effect",
         said!(no_new_privileges, boolean),
     )
-    .keys(&[Key::new(Section::Exec, "NoNewPrivileges").by_anyone()]),
+    .keys(&[Key::new(Section::Exec, "NoNewPrivileges").by_anyone().reset(unsay!(no_new_privileges))]),
     Opt::new(
         "system-call-filter",
         Value("LIST|~LIST"),
@@ -192,7 +192,7 @@ pub(super) static ROWS: &[Opt] = &[
         "How early memory shortage kills the payload, -1000 to 1000",
         said!(oom_score_adjust, parse),
     )
-    .keys(&[Key::new(Section::Exec, "OOMScoreAdjust")]),
+    .keys(&[Key::new(Section::Exec, "OOMScoreAdjust").reset(unsay!(oom_score_adjust))]),
     Opt::new(
         "cpu-affinity",
         Value("CPUS"),
@@ -209,7 +209,8 @@ pub(super) static ROWS: &[Opt] = &[
         "What uname tells: x86 or x86-64",
         said!(personality, parse),
     )
-    .keys(&[Key::new(Section::Exec, "Personality").by_anyone()]),
+    .keys(&[Key::new(Section::Exec, "Personality").by_anyone().reset(unsay!(personality))])
+    .words(all_words!(Personality)),
 ];
 
 /// The key `LimitNAME=` of one resource.

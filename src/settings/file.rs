@@ -5,6 +5,7 @@
 //! ignored in a file next to the image (R13). [`read`] opens nothing but a regular file of at most
 //! [`SIZE_MAX`] bytes and never blocks (R3).
 
+use crate::errors::{Hinted, hinted};
 use crate::options::{self, Section};
 use crate::settings::value::{MachineName, Scope, Wrong};
 use crate::settings::{Settings, Source};
@@ -50,11 +51,11 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, line {}: ", self.path.display(), self.line)?;
         match &self.what {
-            Fault::Syntax(what) => write!(f, "{what}, ignoring"),
-            Fault::UnknownSection(name) => write!(f, "unknown section [{name}], ignoring"),
-            Fault::UnknownKey(name) => write!(f, "unknown key {name}=, ignoring"),
-            Fault::Value(name, wrong) => write!(f, "{name}=: {wrong}, ignoring"),
-            Fault::Untrusted(name) => write!(f, "{name}= needs a trusted file, ignoring"),
+            Fault::Syntax(what) => f.write_str(what),
+            Fault::UnknownSection(name) => write!(f, "unknown section [{name}]"),
+            Fault::UnknownKey(name) => write!(f, "unknown key {name}="),
+            Fault::Value(name, wrong) => write!(f, "{name}=: {wrong}"),
+            Fault::Untrusted(name) => write!(f, "{name}= needs a trusted file"),
         }
     }
 }
@@ -221,17 +222,25 @@ pub fn read(candidate: &Candidate) -> Result<Option<Vec<u8>>> {
     let fd = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(fd) => fd,
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
-        Err(errno) => return Err(errno).with_context(|| format!("opening {}", path.display())),
+        Err(rustix::io::Errno::LOOP) => {
+            bail!(without(path, "a symbolic link, which is not followed next to the tree"))
+        }
+        Err(errno) => return Err(errno).with_context(|| without(path, "opening")),
     };
     let stat = rustix::fs::fstat(&fd).with_context(|| format!("looking at {}", path.display()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        bail!("{} is not a regular file", path.display());
+        bail!(without(path, "not a regular file"));
     }
     let mut bytes = Vec::new();
     let mut bounded = File::from(fd).take(SIZE_MAX + 1);
     bounded.read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
     if bytes.len() as u64 > SIZE_MAX {
-        bail!("{} is larger than {SIZE_MAX} bytes", path.display());
+        bail!(without(path, &format!("larger than {SIZE_MAX} bytes")));
     }
     Ok(Some(bytes))
+}
+
+/// A settings file that cannot be read: not to be passed over, because it may have been there to take rights away.
+fn without(path: &Path, what: &str) -> Hinted {
+    hinted(format!("the settings file {}: {what}", path.display()), "--settings=no runs without it")
 }

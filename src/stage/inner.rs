@@ -21,25 +21,36 @@ use rustix::process::{
 use super::link::Link;
 use super::payload;
 use super::protocol::{FromInner, ToInner};
+use super::user::{self, Identity};
 use crate::console::pty;
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
-use crate::mounts::{self, Stage};
+use crate::mounts::{self, Opened, Stage};
 use crate::security::{caps, limits, seccomp};
 use crate::settings::value::Limit;
 use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
-pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>) -> Result<()> {
-    keep_only(&[link.as_fd()]).context("closing what the container must not see")?;
+pub(super) fn run(
+    spec: &Spec,
+    machine_id: &Id,
+    credentials: &[Credential],
+    mut custom: Opened,
+    link: &Link<FromInner, ToInner>,
+) -> Result<()> {
+    let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
+    keep_only(spec.handover.end(), &kept).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
     let root = InRoot::new(open_directory("/")?);
-    mounts::apply(&mounts::table(), Stage::Inner, &root)?;
-    connect_console(spec, &root, link)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
+    custom.mount(Stage::Inner, &root)?;
+    drop(custom);
+    let console = connect_console(spec, &root, link)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
     if spec.network == Network::Private {
         crate::sys::network::bring_up("lo").context("bringing up the loopback interface")?;
@@ -48,14 +59,19 @@ pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>)
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
     mount_change("/", shared).context("sharing the container's mounts inside")?;
     shed_what_is_inherited(spec, &root)?;
+    let user = user::settle(spec, &root)?;
+    if let Some(number) = console.filter(|_| !user.is_root()) {
+        user::give_console(&root, number, &user)?;
+    }
+    credentials::mount(&root, credentials, user.uid, user.gid)?;
     drop(root);
     link.send(&FromInner::Ready, None)?;
     match link.recv()? {
         Some((ToInner::Go, _)) => {}
         None => bail!("the supervisor is gone"),
     }
-    give_up_privileges(spec, link)?;
-    let refusal = payload::exec(spec, machine_id);
+    give_up_privileges(spec, &user, link)?;
+    let refusal = payload::exec(spec, machine_id, &user);
     let report = Report::of(&refusal.error);
     link.send(&FromInner::NoExec(report, refusal.errno), None)
 }
@@ -84,10 +100,16 @@ fn open_directory(path: &str) -> Result<rustix::fd::OwnedFd> {
         .with_context(|| format!("opening the container's {path}"))
 }
 
-/// Opens the pty in the container's own devpts, sends its master up and makes it ours (DEV-04).
-fn connect_console(spec: &Spec, root: &InRoot, link: &Link<FromInner, ToInner>) -> Result<()> {
+/// Opens the pty in the container's own devpts, sends its master up and makes it ours (DEV-04). Returns its
+/// number, if there is one.
+fn connect_console(
+    spec: &Spec,
+    root: &InRoot,
+    link: &Link<FromInner, ToInner>,
+) -> Result<Option<u32>> {
     if !spec.wiring.pty {
-        return pty::attach(None, &spec.wiring);
+        pty::attach(None, &spec.wiring)?;
+        return Ok(None);
     }
     let devpts = root
         .open(Path::new("/dev/pts"), Links::Refused, OFlags::RDONLY | OFlags::DIRECTORY)
@@ -96,7 +118,8 @@ fn connect_console(spec: &Spec, root: &InRoot, link: &Link<FromInner, ToInner>) 
     console.give_to(0, 0)?;
     tree::console(root, console.number)?;
     link.send(&FromInner::Console, Some(console.master.as_fd()))?;
-    pty::attach(Some(console.slave), &spec.wiring)
+    pty::attach(Some(console.slave), &spec.wiring)?;
+    Ok(Some(console.number))
 }
 
 /// Limits, keyring and audit id of whoever called us are not the payload's (E-10, NS-03, R-01).
@@ -113,6 +136,7 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
     if let Some(personality) = spec.limits.personality {
         limits::set_personality(personality).context("--personality=")?;
     }
+    limits::clear_securebits()?;
     limits::join_own_keyring()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let proc = root
@@ -126,7 +150,7 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
 }
 
 /// In the order in which each step can still be taken: the filter needs CAP_SYS_ADMIN.
-fn give_up_privileges(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()> {
+fn give_up_privileges(spec: &Spec, user: &Identity, link: &Link<FromInner, ToInner>) -> Result<()> {
     if let Some(calls) = spec.calls.as_ref().filter(|_| seccomp::is_available()) {
         let extras = seccomp::Extras {
             shares_terminal: spec.wiring.exposes_terminal,
@@ -135,7 +159,7 @@ fn give_up_privileges(spec: &Spec, link: &Link<FromInner, ToInner>) -> Result<()
         let program = seccomp::Program::new(spec.capabilities, &calls.lists, extras)?;
         seccomp::load(&program)?;
     }
-    caps::apply(spec.capabilities, spec.ambient, payload::become_root)?;
+    caps::apply(spec.capabilities, spec.ambient, || user.assume())?;
     tie_to_supervisor(link)?;
     if spec.no_new_privileges {
         limits::set_no_new_privs()?;

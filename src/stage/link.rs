@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg,
     sendmsg, socketpair,
 };
 use serde::Serialize;
@@ -66,21 +66,15 @@ impl<Say: Serialize, Hear: DeserializeOwned> Link<Say, Hear> {
 
     /// Waits for the next message; `None` when the other end is gone.
     pub(super) fn recv(&self) -> Result<Option<(Hear, Option<OwnedFd>)>> {
-        let mut bytes = vec![0; MAX_MESSAGE_BYTES];
+        let Some(length) = next_length(self.socket.as_fd())? else { return Ok(None) };
+        let mut bytes = vec![0; length];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = rustix::io::retry_on_intr(|| {
             let mut packet = [IoSliceMut::new(&mut bytes)];
             recvmsg(&self.socket, &mut packet, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
         });
-        let received = match received {
-            // A peer that died with unread messages of ours resets the connection (unix(7)).
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
-            other => other.context("listening to another stage")?,
-        };
-        if received.bytes == 0 {
-            return Ok(None);
-        }
+        let received = received.context("listening to another stage")?;
         if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             bail!("a message of another stage was cut");
         }
@@ -91,6 +85,18 @@ impl<Say: Serialize, Hear: DeserializeOwned> Link<Say, Hear> {
         let message = serde_json::from_slice(&bytes[..received.bytes])
             .context("decoding a message of another stage")?;
         Ok(Some((message, fd)))
+    }
+}
+
+/// How long the next message is, in bytes, once there is one. A buffer for the longest one would cost more in
+/// page faults than a start has to spare.
+fn next_length(socket: BorrowedFd<'_>) -> Result<Option<usize>> {
+    let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+    match rustix::io::retry_on_intr(|| recv(socket, &mut [0u8; 0][..], flags)) {
+        // A peer that died with unread messages of ours resets the connection (unix(7)).
+        Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => Ok(None),
+        Ok((_, length)) => Ok(Some(length)),
+        Err(errno) => Err(errno).context("listening to another stage"),
     }
 }
 

@@ -17,13 +17,24 @@
 //!
 //! A stage that fails sends `Failed` instead, and only the supervisor tells the user.
 
+mod exec;
 mod fork;
+mod getent;
 mod inner;
 mod link;
 mod outer;
 mod payload;
 mod protocol;
 mod supervisor;
+mod user;
 
 pub use fork::{Child, Parent, fork};
 pub use supervisor::run;
+
+/// An error that another stage has sent.
+fn told(report: crate::errors::Report) -> anyhow::Error {
+    match report.hint {
+        Some(hint) => crate::errors::hinted(report.chain, hint).into(),
+        None => anyhow::anyhow!(report.chain),
+    }
+}

@@ -2,7 +2,7 @@
 //! limits of another process.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Sets the execution domain of the calling thread (personality(2)); `persona` is a `PER_*` value.
 ///
@@ -74,25 +74,75 @@ pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Closes every descriptor from 3 on but `kept`. For a fresh child, whose copies of its parent's
-/// descriptors would keep links open and hand host directories to the payload.
+/// The first descriptor that is no standard stream.
+pub const FIRST_FD: RawFd = 3;
+
+/// Closes every descriptor from `first` on but `kept`. For the start of a program and for a fresh child, whose
+/// copies of its parent's descriptors would keep links open and hand host directories to the payload.
 ///
 /// Whatever owns one of the others is left with a dead number, so none of them may be dropped or used in
 /// this process; the children of `stage/fork.rs` never return, so none is.
 ///
 /// # Errors
 /// ENOSYS before Linux 5.9.
-pub fn keep_only(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn keep_only(mut first: RawFd, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept.into_iter().filter(|fd| *fd >= 3) {
+    let lowest = first;
+    for fd in kept.into_iter().filter(|fd| *fd >= lowest) {
         if fd > first {
             close_range(first, fd - 1)?;
         }
         first = fd + 1;
     }
     close_range(first, RawFd::MAX)
+}
+
+/// Makes the first `count` descriptors from 3 on close-on-exec.
+///
+/// # Errors
+/// EBADF when one of them is not open.
+pub fn set_close_on_exec(count: u16) -> io::Result<()> {
+    set_fd_flags(count, libc::FD_CLOEXEC)
+}
+
+/// Lets the first `count` descriptors from 3 on survive exec.
+///
+/// # Errors
+/// EBADF when one of them is not open.
+pub fn set_inheritable(count: u16) -> io::Result<()> {
+    set_fd_flags(count, 0)
+}
+
+fn set_fd_flags(count: u16, flags: libc::c_int) -> io::Result<()> {
+    for fd in FIRST_FD..FIRST_FD + RawFd::from(count) {
+        // SAFETY: F_SETFD takes integers and touches no memory; a number that is not open is refused.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, flags) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// A close-on-exec copy of a descriptor that our caller has opened for writing, numbered `lowest` or above.
+///
+/// # Errors
+/// EBADF when it is not open, or for reading only.
+pub fn duplicate_writable(fd: RawFd, lowest: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: both operations take integers and touch no memory; a number that is not open is refused.
+    let (flags, copy) = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        (flags, libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest))
+    };
+    if copy == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made the copy, and nobody else has it.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    match flags & libc::O_ACCMODE {
+        libc::O_WRONLY | libc::O_RDWR => Ok(copy),
+        _ => Err(io::Error::from_raw_os_error(libc::EBADF)),
+    }
 }
 
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
@@ -105,16 +155,35 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
 
 /// Gives every signal its default action and blocks none, as a new program expects it.
 pub fn reset_signals() {
+    /// A `struct sigaction` of the kernel's with SIG_DFL, no flags and an empty mask: all zero, and not
+    /// longer than this on any architecture.
+    const DEFAULT: [u64; 4] = [0; 4];
+    const SET_BYTES: usize = 8;
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid action for every signal. For those that cannot be changed (SIGKILL,
-        // SIGSTOP, the two of the C library) the call fails and has no effect.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // The C library keeps the first real-time signals for itself and refuses to reset them, so a caller
+        // that ignores them would be noticed by the payload.
+        // SAFETY: rt_sigaction reads one structure behind its second argument, which is long enough and
+        // lives for ever; the null third one means that the old action is not asked for. For signals that
+        // cannot be changed (SIGKILL, SIGSTOP) the call fails and has no effect.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                SET_BYTES,
+            );
+        }
     }
-    // SAFETY: an all-zero signal set is made the empty one by sigemptyset before it is read; the old mask
-    // is not asked for.
+    let none: u64 = 0;
+    // SAFETY: the call reads a set of the size given; the old mask is not asked for.
     unsafe {
-        let mut none = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut::<libc::c_void>(),
+            SET_BYTES,
+        );
     }
 }

@@ -10,30 +10,48 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod credentials;
+mod devices;
 mod directory;
+mod environment;
 mod ephemeral;
 mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
+mod notify;
+mod overlay;
+mod settings;
+mod tmpfs;
+mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
+        devices::CASES,
         directory::CASES,
         exit::CASES,
+        notify::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
+        leaks::CASES,
         locks::CASES,
         console::CASES,
+        credentials::CASES,
         errors::CASES,
+        environment::CASES,
         explain::CASES,
         hostile::CASES,
+        user::CASES,
         cleanup::CASES,
+        settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),

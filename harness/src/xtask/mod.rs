@@ -4,6 +4,7 @@ pub mod bench;
 pub mod ci;
 mod closing;
 pub mod coverage_of_spec;
+pub mod docs;
 pub mod doctor;
 pub mod images;
 pub mod kernels;

@@ -1,28 +1,75 @@
-//! What would the kernel answer? An interpreter for the classic BPF that libseccomp writes, so that tests see
-//! decisions without loading anything. It knows the instructions that occur and panics at any other.
+//! What would the kernel answer? An interpreter for the classic BPF that libseccomp writes, so that decisions are
+//! seen without loading anything: by tests, and by [`compact`](super::compact). It knows the instructions that occur
+//! and panics at any other.
+//!
+//! This file is also compiled into the build script, so it uses nothing of the crate.
 
 /// What a program looks at (`struct seccomp_data`, linux/seccomp.h).
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Call {
-    pub(super) arch: u32,
-    pub(super) nr: u32,
-    pub(super) args: [u64; 6],
+pub struct Call {
+    /// `AUDIT_ARCH_*`.
+    pub arch: u32,
+    /// The number of the call.
+    pub nr: u32,
+    /// Its arguments.
+    pub args: [u64; 6],
+}
+
+/// One `struct sock_filter` (linux/filter.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instruction {
+    /// What it does.
+    pub op: u16,
+    /// How many instructions it skips if its condition holds.
+    pub jt: u8,
+    /// How many otherwise.
+    pub jf: u8,
+    /// Its operand.
+    pub k: u32,
+}
+
+impl Instruction {
+    /// As the kernel reads it.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 8] {
+        let ([a, b], [w, x, y, z]) = (self.op.to_ne_bytes(), self.k.to_ne_bytes());
+        [a, b, self.jt, self.jf, w, x, y, z]
+    }
+
+    /// How many instructions it may skip.
+    #[must_use]
+    pub fn successors(&self) -> [Option<usize>; 2] {
+        match self.op & 0x07 {
+            // BPF_RET.
+            0x06 => [None, None],
+            // BPF_JMP: BPF_JA, or a comparison.
+            0x05 if self.op == 0x05 => [Some(self.k as usize), None],
+            0x05 => [Some(self.jt.into()), Some(self.jf.into())],
+            _ => [Some(0), None],
+        }
+    }
+}
+
+/// The instructions of a program.
+#[must_use]
+pub fn decode(program: &[u8]) -> Vec<Instruction> {
+    let instruction = |c: &[u8]| Instruction {
+        op: u16::from_ne_bytes([c[0], c[1]]),
+        jt: c[2],
+        jf: c[3],
+        k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
+    };
+    program.chunks_exact(8).map(instruction).collect()
 }
 
 /// The answer of one program: `SECCOMP_RET_*` with its data.
-pub(super) fn run(program: &[u8], call: &Call) -> u32 {
-    let code: Vec<(u16, usize, usize, u32)> = program
-        .chunks_exact(8)
-        .map(|c| {
-            let op = u16::from_ne_bytes([c[0], c[1]]);
-            (op, c[2].into(), c[3].into(), u32::from_ne_bytes([c[4], c[5], c[6], c[7]]))
-        })
-        .collect();
+#[must_use]
+pub fn run(code: &[Instruction], call: &Call) -> u32 {
     let (mut pc, mut acc, mut mem) = (0, 0u32, [0u32; 16]);
     loop {
-        let (op, jt, jf, k) = code[pc];
+        let Instruction { op, jt, jf, k } = code[pc];
         pc += 1;
-        let branch = |yes: bool| if yes { jt } else { jf };
+        let branch = |yes: bool| usize::from(if yes { jt } else { jf });
         match op {
             0x20 => acc = word(call, k),
             0x60 => acc = mem[k as usize],
@@ -39,19 +86,16 @@ pub(super) fn run(program: &[u8], call: &Call) -> u32 {
     }
 }
 
-/// The answer of several programs: the strictest, and the latest among equally strict ones (seccomp(2)).
-pub(super) fn run_all<'a>(programs: impl DoubleEndedIterator<Item = &'a [u8]>, call: &Call) -> u32 {
-    let action = |answer: u32| (answer & 0xffff_0000).cast_signed();
-    let newest_first = programs.rev().map(|p| run(p, call));
-    newest_first.reduce(|best, next| if action(next) < action(best) { next } else { best }).unwrap()
-}
-
 fn word(call: &Call, offset: u32) -> u32 {
-    let mut data = Vec::with_capacity(64);
-    data.extend(call.nr.to_ne_bytes());
-    data.extend(call.arch.to_ne_bytes());
-    data.extend([0; 8]); // The instruction pointer, which no program of ours reads.
-    data.extend(call.args.iter().flat_map(|a| a.to_ne_bytes()));
-    let at = offset as usize;
-    u32::from_ne_bytes(data[at..at + 4].try_into().unwrap())
+    match offset {
+        0 => call.nr,
+        4 => call.arch,
+        _ => {
+            // Arguments are 64 bits wide, from offset 16 on; the instruction pointer is read by no program of ours.
+            let argument = offset.checked_sub(16).expect("an argument") as usize;
+            let bytes = call.args[argument / 8].to_ne_bytes();
+            let at = argument % 8;
+            u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+        }
+    }
 }

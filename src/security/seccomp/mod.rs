@@ -20,8 +20,8 @@ use rustix::fs::MemfdFlags;
 use super::caps::CapSet;
 use crate::sys;
 
-#[cfg(test)]
-mod bpf;
+pub mod bpf;
+pub mod compact;
 pub mod filter;
 pub mod table;
 #[cfg(test)]
@@ -134,6 +134,7 @@ fn build_allow_list(caps: u64, lists: &CallLists) -> Result<Vec<u8>> {
     let arches = filter::arches(std::env::consts::ARCH)
         .expect("the build script has built programs for this machine");
     exported(filter::allow_list(arches, caps, &resolved(&lists.allow), &resolved(&lists.deny)))
+        .map(compact::compact)
 }
 
 /// The bytes of a program. They go through a file without a name, because libseccomp before 2.6 cannot write them

@@ -4,7 +4,7 @@
 
 use rstest::rstest;
 
-use super::bpf::{Call, run_all};
+use super::bpf::{Call, decode, run};
 use super::*;
 use crate::security::caps::{NetworkAdmin, retained};
 
@@ -30,6 +30,13 @@ fn ask(program: &Program, arch: u32, nr: u32, args: &[u64]) -> Answer {
         answer if answer & 0xffff_0000 == 0x0005_0000 => Answer::Errno(answer & 0xffff),
         answer => panic!("answer {answer:#x} to {call:?}"),
     }
+}
+
+/// The answer of several programs: the strictest, and the latest among equally strict ones (seccomp(2)).
+fn run_all<'a>(programs: impl DoubleEndedIterator<Item = &'a [u8]>, call: &Call) -> u32 {
+    let action = |answer: u32| (answer & 0xffff_0000).cast_signed();
+    let newest_first = programs.rev().map(|program| run(&decode(program), call));
+    newest_first.reduce(|best, next| if action(next) < action(best) { next } else { best }).unwrap()
 }
 
 fn default_program() -> Program {
@@ -321,4 +328,29 @@ fn a_user_may_deny_the_call_that_loads_programs() {
     })
     .join()
     .unwrap();
+}
+
+/// The kernel is given what [`compact`] wrote, so it must decide as what libseccomp wrote, for every number.
+#[rstest]
+#[case::by_default(CapSet::DEFAULT)]
+#[case::without_any(CapSet::EMPTY)]
+#[case::with_all("all".parse().unwrap())]
+fn the_short_program_decides_as_the_long_one(#[case] caps: CapSet) {
+    let arches = filter::arches("x86_64").unwrap();
+    let built = filter::allow_list(arches, caps.bits(), &BTreeSet::new(), &BTreeSet::new());
+    let bytes = exported(built).unwrap();
+    let (long, short) = (decode(&bytes), decode(&compact::compact(bytes.clone())));
+    assert!(short.len() * 4 < long.len(), "{} of {} instructions", short.len(), long.len());
+    for arch in [X86_64, I386, 0xc000_00b7, 0, u32::MAX] {
+        for nr in (0..2048).flat_map(|nr| [nr, nr | X32_BIT, nr | 1 << 31, u32::MAX - nr]) {
+            let call = Call { arch, nr, ..Call::default() };
+            assert_eq!(run(&short, &call), run(&long, &call), "{call:?}");
+        }
+    }
+}
+
+#[test]
+fn a_program_that_looks_at_arguments_is_left_as_it_is() {
+    let bytes = exported(filter::no_audit(filter::arches("x86_64").unwrap())).unwrap();
+    assert_eq!(compact::compact(bytes.clone()), bytes);
 }

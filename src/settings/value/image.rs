@@ -92,7 +92,8 @@ impl fmt::Display for PartitionPolicy {
 }
 
 /// `PARTITION=STATE[+STATE…][:…]` of `--image-policy=` (I-05; systemd.image-policy(7)); `*` accepts
-/// everything, `-` nothing but unused, `~` nothing but absent partitions.
+/// everything, `-` uses none whether or not there are any, `~` accepts
+/// nothing but absent partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImagePolicy(Vec<PartitionPolicy>);
 
@@ -105,7 +106,7 @@ impl ImagePolicy {
 
 const PARTITIONS: [&str; 10] =
     ["root", "usr", "home", "srv", "esp", "xbootldr", "swap", "tmp", "var", "root-verity"];
-const STATES: [&str; 11] = [
+const STATES: [&str; 12] = [
     "verity",
     "signed",
     "encrypted",
@@ -116,6 +117,7 @@ const STATES: [&str; 11] = [
     "ignore",
     "read-only-on",
     "read-only-off",
+    "growfs-on",
     "growfs-off",
 ];
 
@@ -127,7 +129,7 @@ impl FromStr for ImagePolicy {
             "PARTITION=STATE[+STATE…], joined by colons, such as root=verity:=unused";
         let written = match text {
             "*" => "=open",
-            "-" => "=unused",
+            "-" => "=unused+absent",
             "~" => "=absent",
             other => other,
         };

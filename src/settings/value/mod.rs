@@ -32,6 +32,8 @@ pub use words::{
     ResolvConf, Scope, SettingsMode, StartMode, Timezone, Volatile,
 };
 
+pub(crate) use words::one_of;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};

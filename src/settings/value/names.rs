@@ -319,6 +319,21 @@ impl Credential {
     }
 }
 
+/// In the form that [`Credential::set`] or [`Credential::load`] reads.
+impl fmt::Display for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.id)?;
+        match &self.value {
+            CredentialValue::File(path) => write!(f, "{}", path.display()),
+            CredentialValue::Bytes(bytes) => bytes.iter().try_for_each(|byte| match byte {
+                b'\\' => f.write_str(r"\\"),
+                b' '..=b'~' => write!(f, "{}", char::from(*byte)),
+                other => write!(f, r"\x{other:02x}"),
+            }),
+        }
+    }
+}
+
 fn credential_id(text: &str) -> Option<(String, &str)> {
     let (id, rest) = text.split_once(':')?;
     let odd = id.is_empty() || id == "." || id == ".." || id.len() > 255;

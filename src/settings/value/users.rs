@@ -26,6 +26,21 @@ pub enum User {
     Name(UserName),
 }
 
+impl User {
+    /// The container's root: no database needs to be asked for it (NS-07).
+    pub fn root() -> Self {
+        Self::Name(UserName("root".to_owned()))
+    }
+
+    /// Whether it is the container's root, by name or by number.
+    pub fn is_root(&self) -> bool {
+        match self {
+            Self::Id(id) => *id == 0,
+            Self::Name(name) => name.0 == "root",
+        }
+    }
+}
+
 impl FromStr for User {
     type Err = Wrong;
 

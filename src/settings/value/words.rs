@@ -52,7 +52,7 @@ macro_rules! words {
 }
 
 /// "a, b or c".
-pub(super) fn one_of(words: &[&str]) -> String {
+pub(crate) fn one_of(words: &[&str]) -> String {
     match words {
         [] => String::new(),
         [only] => (*only).to_owned(),

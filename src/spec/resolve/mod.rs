@@ -1,7 +1,11 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
+mod conflicts;
+mod credentials;
 mod environment;
+mod knobs;
 mod mounts;
+mod process;
 mod root;
 mod security;
 
@@ -19,7 +23,7 @@ use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
 use crate::settings::value::{
-    Console, CustomMount, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
+    Console, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
 };
 
 /// Decides.
@@ -28,10 +32,11 @@ use crate::settings::value::{
 /// When what was said contradicts itself, cannot be done yet, or names a directory that is not there.
 /// Nothing was touched then.
 pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
+    conflicts::refuse(settings, host)?;
     refuse_what_is_missing(settings)?;
     let start = start(settings)?;
     let source = root::source(settings, host)?;
-    let machine = root::machine(settings, &source)?;
+    let machine = root::machine(settings, &source)?.to_string();
     let access = if settings.read_only.is_yes() { Access::Read } else { Access::Write };
     let root = root::root(settings, host, source, access)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
@@ -42,26 +47,39 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     }(console(settings), stdin, stdout, stderr);
     let verbosity = match (settings.quiet.is_yes(), settings.verbose.is_yes()) {
         (_, true) => Verbosity::Verbose,
-        (false, false) if !wiring.is_plain() => Verbosity::Normal,
-        // Like systemd-nspawn, quiet when our streams are the payload's own (G-01).
-        _ => Verbosity::Quiet,
+        (true, false) => Verbosity::Quiet,
+        (false, false) => match knobs::log_level(host) {
+            Some(level) => level,
+            // Like systemd-nspawn, quiet when our streams are the payload's own (G-01).
+            None if wiring.is_plain() => Verbosity::Quiet,
+            None => Verbosity::Normal,
+        },
     };
+    let knobs = knobs::knobs(host)?;
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
-        environment: environment::of_payload(settings, host)?,
+        environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
+        user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
+        api: mounts::api(host, network)?,
         mounts: mounts::custom(settings, host)?,
+        scratch_places: layer_places(host),
+        credentials: credentials::credentials(settings, host)?,
         network,
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
-        calls: security::calls(settings, host),
+        makes_nodes: security::makes_nodes(settings)?,
+        calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
+        handover: host.handover,
+        notify_ready: settings.notify_ready.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
+        knobs,
         machine,
         start,
         wiring,
@@ -73,7 +91,6 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
 /// without it.
 fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let no = |said: bool, option: &'static str| said.then_some(option);
-    let mounts = |wanted: fn(&CustomMount) -> bool| s.mounts.values().any(wanted);
     let missing = [
         no(s.template.is_said(), "--template="),
         no(s.image.is_said(), "--image="),
@@ -89,9 +106,7 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.verity_data.is_said(), "--verity-data="),
         no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
-        no(s.user.value().is_some_and(|user| !is_root(user)), "--uid="),
         no(s.kill_signal.is_said(), "--kill-signal="),
-        no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
@@ -126,9 +141,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
-        no(s.credentials.is_said(), "--set-credential= and --load-credential="),
-        no(mounts(|mount| matches!(mount, CustomMount::Overlay(_))), "--overlay="),
-        no(mounts(|mount| matches!(mount, CustomMount::Inaccessible(_))), "--inaccessible="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
@@ -139,20 +151,14 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     }
 }
 
-fn is_root(user: &User) -> bool {
-    match user {
-        User::Id(id) => *id == 0,
-        User::Name(name) => name.to_string() == "root",
-    }
-}
-
 fn start(settings: &Settings) -> Result<Start> {
     let words: Vec<OsString> = settings.parameters.value().cloned().unwrap_or_default();
     Ok(match settings.start.or(StartMode::Pid1) {
-        StartMode::Boot => Start::Init { arguments: words },
+        StartMode::Boot => Start::Init { arguments: environment::arguments(words) },
         StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
         StartMode::Pid1 | StartMode::Pid2 => {
-            ensure!(!words[0].is_empty(), "the command is empty");
+            let hint = "an empty variable in a script? without a command there is a login shell";
+            ensure!(!words[0].is_empty(), hinted("the command is an empty word", hint));
             Start::Command { words }
         }
     })
@@ -180,7 +186,9 @@ mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
+    use crate::handover::Handover;
     use crate::root::{RootSpec, Rung};
+    use crate::spec::Knobs;
     use std::io;
 
     fn host() -> Host {
@@ -188,7 +196,10 @@ mod tests {
             is_root: true,
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
+            handover: Handover::default(),
+            own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
+            os_release: || Some("ID=fixture\n".to_owned()),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),
@@ -197,19 +208,58 @@ mod tests {
     }
 
     fn spec(words: &[&str]) -> Result<Spec> {
+        spec_on(words, &host())
+    }
+
+    fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
         let words = std::iter::once("rspawn").chain(words.iter().copied()).map(OsString::from);
         match cli::parse(words).unwrap() {
-            Invocation::Run(settings) => resolve(&settings, &host()),
+            Invocation::Run(settings) => resolve(&settings, host),
             other => panic!("{other:?}"),
         }
     }
 
+    /// NAM-03, NAM-04.
     #[test]
     fn the_name_comes_from_the_directory_unless_it_is_given() {
         assert_eq!(spec(&["-D", "/srv/My_Tree"]).unwrap().machine, "MyTree");
         assert_eq!(spec(&["-D", "/srv/tree", "-M", "other"]).unwrap().hostname, "other");
+        let error = spec(&["-D", "/srv/___"]).unwrap_err();
+        assert!(error.to_string().contains("\"/srv/___\""), "{error}");
+        assert!(crate::errors::Report::of(&error).hint.is_some_and(|hint| hint.contains("-M")));
     }
 
+    /// NAM-01, I-01: the directories of machines, in their order; what is not there is named.
+    #[test]
+    fn a_name_alone_is_searched_where_machines_are() {
+        let spec = spec_on(&["-M", "m"], &host()).unwrap();
+        assert_eq!(spec.root.source(), std::path::Path::new("/var/lib/machines/m"));
+        let elsewhere = Host {
+            canonical: |path| match path.starts_with("/var/lib/container") {
+                true => Ok(path.to_owned()),
+                false => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            },
+            ..host()
+        };
+        let spec = spec_on(&["-M", "m"], &elsewhere).unwrap();
+        assert_eq!(spec.root.source(), std::path::Path::new("/var/lib/container/m"));
+        let nowhere =
+            Host { canonical: |_| Err(io::Error::from_raw_os_error(libc::ENOENT)), ..host() };
+        let error = spec_on(&["-M", "m"], &nowhere).unwrap_err();
+        assert_eq!(error.to_string(), "--machine=: there is no machine \"m\"");
+    }
+
+    /// NAM-02.
+    #[test]
+    fn without_a_name_the_working_directory_is_the_root() {
+        let spec = spec(&[]).unwrap();
+        assert_eq!(spec.root.source(), std::path::Path::new("/home/user/."));
+        assert_eq!(spec.machine, "user");
+        let error = spec_on(&[], &Host { cwd: None, ..host() }).unwrap_err();
+        assert!(crate::errors::Report::of(&error).hint.is_some_and(|hint| hint.contains("-D")));
+    }
+
+    /// CON-12, I-12.
     #[test]
     fn the_host_needs_a_throw_away_layer() {
         let error = spec(&["-D", "/"]).unwrap_err();
@@ -218,15 +268,100 @@ mod tests {
         assert_eq!(rungs, [Rung::Snapshot, Rung::Overlay]);
     }
 
+    fn environment(words: &[&str], host: &Host) -> Vec<String> {
+        let spec = spec_on(words, host).unwrap();
+        spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    /// ENV-05, E-04.
     #[test]
     fn the_last_assignment_of_a_variable_counts_and_overrides_ours() {
-        let spec = spec(&["-D/x", "-EA=1", "-ETERM=dumb", "-EA=2"]).unwrap();
-        let values: Vec<_> =
-            spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let path = format!("PATH={PATH}");
         assert_eq!(
-            values,
-            [format!("PATH={PATH}").as_str(), "container=systemd-nspawn", "TERM=dumb", "A=2"]
+            environment(&["-D/x", "-EA=1", "-ETERM=foot", "-EA=2"], &host()),
+            [
+                &path,
+                "container=systemd-nspawn",
+                "LANG=C.UTF-8",
+                "container_host_id=fixture",
+                "NOTIFY_SOCKET=/run/host/notify",
+                "TERM=foot",
+                "A=2"
+            ]
         );
+    }
+
+    /// E-02, ENV-05: arguments of an init, and an assignment that beats one of them.
+    #[test]
+    fn assignments_among_an_inits_arguments_are_its_environment() {
+        let words = ["-bD/x", "-Eb=2", "a-b=1", "b=1", "--unit=u", "quiet", "x.y=1"];
+        let spec = spec(&words).unwrap();
+        let arguments = ["--unit=u", "quiet", "x.y=1"].map(OsString::from).to_vec();
+        assert_eq!(spec.start, Start::Init { arguments });
+        let set = environment(&words, &host());
+        assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
+        assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// T-05, E-09.
+    #[test]
+    fn each_credential_has_a_name_of_its_own() {
+        let words = ["-D/x", "--set-credential=a:1", "--load-credential=b:/c"];
+        let found = spec(&words).unwrap();
+        let shown: Vec<_> = found.credentials.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["a (1 bytes)", "b from /c"]);
+        assert!(environment(&words, &host()).iter().any(|set| set.starts_with("CREDENTIALS_D")));
+        assert!(!environment(&["-D/x"], &host()).iter().any(|set| set.starts_with("CRED")));
+        let error = spec(&["-D/x", "--set-credential=a:1", "--load-credential=a:/c"]).unwrap_err();
+        assert!(error.to_string().contains("two credentials of this name"), "{error}");
+        let error = spec(&["-D/x", "--load-credential=a:b"]).unwrap_err();
+        assert!(error.to_string().starts_with("--load-credential=a"), "{error}");
+    }
+
+    /// E-09, ENV-03.
+    #[test]
+    fn without_a_terminal_the_payload_is_told_so() {
+        let piped = Host { terminals: [false; 3], ..host() };
+        assert!(environment(&["-D/x"], &piped).contains(&"TERM=dumb".to_owned()));
+        assert!(environment(&["-D/x"], &host()).contains(&"TERM=xterm".to_owned()));
+    }
+
+    /// F-05, ENV-06.
+    #[test]
+    fn knobs_change_what_is_decided() {
+        let off = |variable| Host { variable, ..host() };
+        let spec = |host: &Host| spec_on(&["-D/x"], host).unwrap();
+        assert_eq!(spec(&host()).knobs, Knobs::default());
+        assert!(spec(&host()).calls.is_some_and(|calls| !calls.suppress_sync));
+        assert!(
+            !spec(&off(|name| (name == "SYSTEMD_NSPAWN_LOCK").then(|| "no".into()))).knobs.locks
+        );
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_CHECK_OS_RELEASE").then(|| "0".into()));
+        assert!(!spec(&host).knobs.checks_os_release);
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_USE_CGNS").then(|| "false".into()));
+        assert!(!spec(&host).knobs.cgroup_namespace);
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_CONTAINER_SERVICE").then(|| "me".into()));
+        assert!(spec(&host).environment.contains(&("container".to_owned(), "me".to_owned())));
+        let host = off(|name| (name == "SYSTEMD_SECCOMP").then(|| "off".into()));
+        assert_eq!(spec(&host).calls, None);
+        let host = off(|name| (name == "SYSTEMD_SUPPRESS_SYNC").then(|| "yes".into()));
+        assert!(spec(&host).calls.is_some_and(|calls| calls.suppress_sync));
+        let host = off(|name| (name == "SYSTEMD_LOG_LEVEL").then(|| "debug".into()));
+        assert_eq!(spec(&host).verbosity, Verbosity::Verbose);
+        let host = off(|name| (name == "SYSTEMD_LOG_LEVEL").then(|| "nonsense".into()));
+        assert_eq!(spec(&host).verbosity, Verbosity::Normal);
+    }
+
+    /// F-05: each of them, as a boolean that is none.
+    #[test]
+    fn a_knob_that_is_no_boolean_is_named() {
+        let garbage = Host {
+            variable: |name| name.starts_with("SYSTEMD_").then(|| "garbage".into()),
+            ..host()
+        };
+        let error = format!("{:#}", spec_on(&["-D/x"], &garbage).unwrap_err());
+        let expected = "reading the variable SYSTEMD_NSPAWN_LOCK: expected a boolean: yes or no, got \"garbage\"";
+        assert_eq!(error, expected);
     }
 
     #[test]
@@ -243,6 +378,7 @@ mod tests {
         assert_eq!(error.to_string(), "--network-veth is not implemented in this version");
     }
 
+    /// CLI-21.
     #[test]
     fn dropping_a_capability_wins_over_adding_it() {
         let spec = spec(&["-D/x", "--capability=all", "--drop-capability=CAP_MKNOD"]).unwrap();

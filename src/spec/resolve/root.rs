@@ -53,16 +53,12 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<PathBuf> {
 /// (NAM-05, G-04).
 pub fn machine_of(settings: &Settings, host: &Host) -> Option<(MachineName, PathBuf)> {
     let source = source(settings, host).ok()?;
-    let name = match settings.machine.value() {
-        Some(name) => name.clone(),
-        None => MachineName::from_component(source.file_name()?.to_str()?)?,
-    };
-    Some((name, source))
+    Some((machine(settings, &source).ok()?, source))
 }
 
-pub(super) fn machine(settings: &Settings, source: &Path) -> Result<String> {
+pub(super) fn machine(settings: &Settings, source: &Path) -> Result<MachineName> {
     if let Some(name) = settings.machine.value() {
-        return Ok(name.to_string());
+        return Ok(name.clone());
     }
     let component = source.file_name().and_then(|name| name.to_str());
     // The root directory has no name; systemd-nspawn takes the host's then.
@@ -72,7 +68,7 @@ pub(super) fn machine(settings: &Settings, source: &Path) -> Result<String> {
         None => host().and_then(|name| MachineName::from_component(name.trim())),
     };
     match name {
-        Some(name) => Ok(name.to_string()),
+        Some(name) => Ok(name),
         None => bail!(hinted(
             format!("no machine name can be made of \"{}\"", source.display()),
             "give one with -M",

@@ -1,0 +1,479 @@
+//! Which partition is what? A partition table and a policy in, the partitions that are used out. Pure.
+//!
+//! Kinds are told by the type ids of the Discoverable Partitions Specification (UAPI.2). The lowest number of a
+//! kind wins (IMG-14); swap and what is not known is never used (IMG-21).
+
+use std::fmt;
+
+use anyhow::{Result, bail, ensure};
+
+use super::gpt::{Guid, Partition, Table};
+use crate::errors::hinted;
+use crate::settings::value::ImagePolicy;
+
+/// What a partition is for. In the order in which they are mounted, so that what lies on another comes
+/// after it (IMG-19).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The root.
+    Root,
+    /// `/usr`.
+    Usr,
+    /// `/home`.
+    Home,
+    /// `/srv`.
+    Srv,
+    /// `/var`.
+    Var,
+    /// `/var/tmp`.
+    Tmp,
+    /// The Extended Boot Loader Partition, on `/boot`; before the ESP, which may lie in it.
+    Xbootldr,
+    /// The EFI System Partition, on `/efi` or `/boot` (IMG-20).
+    Esp,
+}
+
+impl Role {
+    /// As an image policy calls it, and we in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Usr => "usr",
+            Self::Home => "home",
+            Self::Srv => "srv",
+            Self::Var => "var",
+            Self::Tmp => "tmp",
+            Self::Esp => "esp",
+            Self::Xbootldr => "xbootldr",
+        }
+    }
+
+    /// All of them.
+    const ALL: [Self; 8] = [
+        Self::Root,
+        Self::Usr,
+        Self::Home,
+        Self::Srv,
+        Self::Var,
+        Self::Tmp,
+        Self::Xbootldr,
+        Self::Esp,
+    ];
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whose programs a root or /usr holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Programs {
+    /// This machine's.
+    Native,
+    /// The 32-bit ones that it runs too (IMG-15).
+    Secondary,
+}
+
+/// A processor, with the ids that the specification gives its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Architecture {
+    native: [u128; 2],
+    secondary: Option<[u128; 2]>,
+}
+
+const X86_64: [u128; 2] =
+    [0x4f68bce3_e8cd_4db1_96e7_fbcaf984b709, 0x8484680c_9521_48c6_9c11_b0720656f69e];
+const X86: [u128; 2] =
+    [0x44479540_f297_41b2_9af7_d131d5f0458a, 0x75250d76_8cc6_458e_bd66_bd47cc81a812];
+const ARM64: [u128; 2] =
+    [0xb921b045_1df0_41c3_af44_4c6f280d3fae, 0xb0e01050_ee5f_4390_949a_9101b17104e9];
+const ARM: [u128; 2] =
+    [0x69dad710_2ce4_4e3c_b16c_21a1d49abed3, 0x7d0359a3_02b3_4f0a_865c_654403e70625];
+const RISCV64: [u128; 2] =
+    [0x72ec70a6_cf74_40e6_bd49_4bda08e8f224, 0xbeaec34b_8442_439b_a40b_984381ed097d];
+
+const KINDS: [(u128, Role); 6] = [
+    (0x933ac7e1_2eb4_4f13_b844_0e14e2aef915, Role::Home),
+    (0x3b8f8425_20e0_4f3b_907f_1a25a76f98e8, Role::Srv),
+    (0x4d21b016_b534_45c2_a9fb_5c16e091fd2d, Role::Var),
+    (0x7ec6f557_3bc5_4aca_b293_16ef5df639d1, Role::Tmp),
+    (0xc12a7328_f81f_11d2_ba4b_00a0c93ec93b, Role::Esp),
+    (0xbc13c2ff_59e6_4262_a352_b275fd6f7172, Role::Xbootldr),
+];
+
+/// Any Linux file system.
+const LINUX: u128 = 0x0fc63daf_8483_4772_8e79_3d69d8477de4;
+/// The type byte of the same in an MBR.
+const MBR_LINUX: u8 = 0x83;
+
+const NO_BLOCK_IO: u64 = 1 << 1;
+const GROW_FS: u64 = 1 << 59;
+const READ_ONLY: u64 = 1 << 60;
+const NO_AUTO: u64 = 1 << 63;
+
+impl Architecture {
+    /// That which this program was built for; `None` where the specification's ids are not known to us.
+    pub const fn ours() -> Option<Self> {
+        let (native, secondary) = if cfg!(target_arch = "x86_64") {
+            (X86_64, Some(X86))
+        } else if cfg!(target_arch = "aarch64") {
+            (ARM64, Some(ARM))
+        } else if cfg!(target_arch = "x86") {
+            (X86, None)
+        } else if cfg!(target_arch = "arm") {
+            (ARM, None)
+        } else if cfg!(target_arch = "riscv64") {
+            (RISCV64, None)
+        } else {
+            return None;
+        };
+        Some(Self { native, secondary })
+    }
+
+    fn role(self, kind: Guid) -> Option<(Role, Programs)> {
+        let both = [(Some(self.native), Programs::Native), (self.secondary, Programs::Secondary)];
+        for (ids, programs) in both {
+            match ids {
+                Some([root, _]) if root == kind.0 => return Some((Role::Root, programs)),
+                Some([_, usr]) if usr == kind.0 => return Some((Role::Usr, programs)),
+                _ => {}
+            }
+        }
+        let known = KINDS.iter().find(|(id, _)| *id == kind.0);
+        known.map(|(_, role)| (*role, Programs::Native))
+    }
+}
+
+/// A partition that is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// For what.
+    pub role: Role,
+    /// Its number in the table; `None` when the image is one file system.
+    pub number: Option<u32>,
+    /// Where it starts, in bytes.
+    pub start_bytes: u64,
+    /// How long it is, in bytes; `None` is all that there is.
+    pub size_bytes: Option<u64>,
+    /// It says so itself (IMG-13).
+    pub read_only: bool,
+    /// Its file system is to be grown to its size.
+    pub grow: bool,
+}
+
+/// What of an image is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// In the order in which they are mounted; the first is the root.
+    pub used: Vec<Used>,
+    /// Whose programs they hold.
+    pub programs: Programs,
+}
+
+/// Finds the partitions of an image.
+///
+/// # Errors
+/// When there is no root (IMG-16), it is not clear which it is, or the policy forbids what there is.
+pub fn discover(
+    table: &Table,
+    architecture: Option<Architecture>,
+    policy: Option<&ImagePolicy>,
+) -> Result<Layout> {
+    let mut layout = match table {
+        Table::None => Layout { used: vec![bare()], programs: Programs::Native },
+        Table::Mbr { partitions } => only_bootable(partitions)?,
+        Table::Gpt { partitions, .. } => by_type(partitions, architecture)?,
+    };
+    if let Some(policy) = policy {
+        apply(policy, &mut layout)?;
+    }
+    ensure!(
+        layout.used.first().is_some_and(|used| used.role == Role::Root),
+        no_root("the image policy leaves no root partition")
+    );
+    Ok(layout)
+}
+
+/// The image is one file system (IMG-10 d).
+fn bare() -> Used {
+    Used {
+        role: Role::Root,
+        number: None,
+        start_bytes: 0,
+        size_bytes: None,
+        read_only: false,
+        grow: false,
+    }
+}
+
+fn no_root(what: &str) -> crate::errors::Hinted {
+    hinted(
+        what,
+        "an image is a GPT with a root partition of this machine's type (Discoverable Partitions \
+         Specification) or one generic Linux partition, an MBR with one bootable Linux partition, or \
+         a file system alone",
+    )
+}
+
+fn only_bootable(partitions: &[Partition<u8>]) -> Result<Layout> {
+    let wanted = |p: &&Partition<u8>| p.kind == MBR_LINUX && p.attributes == 1;
+    let found: Vec<_> = partitions.iter().filter(wanted).collect();
+    match found[..] {
+        [one] => Ok(Layout { used: vec![used(one, Role::Root)], programs: Programs::Native }),
+        [] => bail!(no_root("no root partition: the MBR has no bootable Linux partition")),
+        _ => bail!(no_root("it is not clear which is the root: several partitions can be booted")),
+    }
+}
+
+fn by_type(partitions: &[Partition<Guid>], architecture: Option<Architecture>) -> Result<Layout> {
+    let mut found: Vec<(Role, Programs, Used)> = Vec::new();
+    for partition in partitions {
+        let role = architecture.and_then(|known| known.role(partition.kind));
+        let Some((role, programs)) = role else { continue };
+        let skipped = if role == Role::Esp { NO_BLOCK_IO } else { NO_AUTO };
+        // Numbers ascend, so the first of a kind has the lowest.
+        let known = found.iter().any(|(r, p, _)| (*r, *p) == (role, programs));
+        if partition.attributes & skipped == 0 && !known {
+            found.push((role, programs, used(partition, role)));
+        }
+    }
+    let has = |wanted| found.iter().any(|(role, p, _)| (*role, *p) == (Role::Root, wanted));
+    let programs = match (has(Programs::Native), has(Programs::Secondary)) {
+        (true, _) => Programs::Native,
+        (false, true) => Programs::Secondary,
+        (false, false) => return only_linux(partitions),
+    };
+    // A /usr of the other kind does not belong to this root.
+    let fits = |role: Role, of| !matches!(role, Role::Root | Role::Usr) || of == programs;
+    let mut used: Vec<Used> =
+        found.into_iter().filter(|(role, of, _)| fits(*role, *of)).map(|(.., used)| used).collect();
+    used.sort_by_key(|used| used.role);
+    Ok(Layout { used, programs })
+}
+
+fn only_linux(partitions: &[Partition<Guid>]) -> Result<Layout> {
+    let wanted = |p: &&Partition<Guid>| p.kind.0 == LINUX && p.attributes & NO_AUTO == 0;
+    let found: Vec<_> = partitions.iter().filter(wanted).collect();
+    match found[..] {
+        [one] => Ok(Layout { used: vec![used(one, Role::Root)], programs: Programs::Native }),
+        [] => bail!(no_root("no root partition was found")),
+        _ => bail!(no_root(
+            "no root partition was found: of several generic Linux partitions it is not clear which"
+        )),
+    }
+}
+
+fn used<K>(partition: &Partition<K>, role: Role) -> Used {
+    Used {
+        role,
+        number: Some(partition.number),
+        start_bytes: partition.start_bytes,
+        size_bytes: Some(partition.size_bytes),
+        read_only: partition.attributes & READ_ONLY != 0,
+        grow: partition.attributes & GROW_FS != 0,
+    }
+}
+
+/// What a rule wants of an unprotected partition, which all of ours are so far.
+struct Rule<'a>(Vec<&'a str>);
+
+impl<'a> Rule<'a> {
+    fn of(policy: &'a ImagePolicy, role: Role) -> Self {
+        let named = |name: Option<&str>| {
+            let rule = policy.rules().iter().find(|rule| rule.partition.as_deref() == name);
+            rule.map(|rule| rule.accepts.iter().map(String::as_str).collect())
+        };
+        let rule: Option<Vec<_>> = named(Some(role.name())).or_else(|| named(None));
+        // What no rule covers is ignored (systemd.image-policy(7)).
+        Self(rule.unwrap_or_else(|| vec!["ignore"]))
+    }
+
+    fn has(&self, word: &str) -> bool {
+        self.0.contains(&word)
+    }
+
+    /// Words about how a partition is used leave open whether it is.
+    fn leaves_use_open(&self) -> bool {
+        let other = |word: &&str| word.starts_with("read-only-") || word.starts_with("growfs-");
+        self.has("open") || self.0.iter().all(other)
+    }
+
+    fn allows(&self, word: &str) -> bool {
+        let ignored = self.has("ignore") && matches!(word, "unused" | "absent");
+        self.has(word) || ignored || self.leaves_use_open()
+    }
+}
+
+/// Takes out what the policy leaves unused and refuses what it forbids (I-05).
+fn apply(policy: &ImagePolicy, layout: &mut Layout) -> Result<()> {
+    for role in Role::ALL {
+        let rule = Rule::of(policy, role);
+        let at = layout.used.iter().position(|used| used.role == role);
+        let Some(at) = at else {
+            ensure!(
+                rule.allows("absent"),
+                "--image-policy=: the image has no {role} partition, and must have one"
+            );
+            continue;
+        };
+        if rule.allows("unprotected") {
+            let used = &mut layout.used[at];
+            let flags = [
+                ("read-only-on", "read-only-off", used.read_only),
+                ("growfs-on", "growfs-off", used.grow),
+            ];
+            for (on, off, is_on) in flags {
+                let (said, other) = if is_on { (on, off) } else { (off, on) };
+                ensure!(
+                    !rule.has(other) || rule.has(said),
+                    "--image-policy=: the {role} partition must have {other}"
+                );
+            }
+        } else if rule.allows("unused") {
+            layout.used.remove(at);
+        } else {
+            bail!(hinted(
+                format!("--image-policy=: the {role} partition is unprotected, which is forbidden"),
+                format!("the policy for it is {}", rule.0.join("+")),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Programs::{Native, Secondary};
+    use rstest::rstest;
+
+    const ROOT: u128 = X86_64[0];
+    const ROOT_32: u128 = X86[0];
+    const USR: u128 = X86_64[1];
+    const USR_32: u128 = X86[1];
+    const HOME: u128 = KINDS[0].0;
+    const SRV: u128 = KINDS[1].0;
+    const VAR: u128 = KINDS[2].0;
+    const TMP: u128 = KINDS[3].0;
+    const ESP: u128 = KINDS[4].0;
+    const BOOT: u128 = KINDS[5].0;
+    const SWAP: u128 = 0x0657fd6d_a4ab_43c4_84e5_0933c84b4f4f;
+    const PC: Architecture = Architecture { native: X86_64, secondary: Some(X86) };
+
+    fn table(kinds: &[(u128, u64)]) -> Table {
+        let partition = |(&(kind, attributes), number): (&(u128, u64), u32)| Partition {
+            number,
+            kind: Guid(kind),
+            start_bytes: u64::from(number) << 20,
+            size_bytes: 1 << 20,
+            attributes,
+        };
+        let partitions = kinds.iter().zip(1..).map(partition).collect();
+        Table::Gpt { sector_bytes: 512, is_backup: false, partitions }
+    }
+
+    fn found(layout: &Layout) -> Vec<(&'static str, u32)> {
+        layout.used.iter().map(|used| (used.role.name(), used.number.unwrap_or(0))).collect()
+    }
+
+    /// IMG-11, IMG-12, IMG-14, IMG-15, IMG-19, IMG-21, IMG-22.
+    #[rstest]
+    #[case::root_alone(&[(ROOT, 0)], &[("root", 1)], Native)]
+    #[case::the_lowest_number_wins(&[(SWAP, 0), (ROOT, 0), (ROOT, 0)], &[("root", 2)], Native)]
+    #[case::all_in_mounting_order(
+        &[(ESP, 0), (BOOT, 0), (TMP, 0), (VAR, 0), (SRV, 0), (HOME, 0), (USR, 0), (ROOT, 0)],
+        &[("root", 8), ("usr", 7), ("home", 6), ("srv", 5), ("var", 4), ("tmp", 3), ("xbootldr", 2), ("esp", 1)],
+        Native
+    )]
+    #[case::native_is_preferred(&[(ROOT_32, 0), (ROOT, 0)], &[("root", 2)], Native)]
+    #[case::secondary_if_there_is_no_other(
+        &[(ROOT_32, 0), (USR_32, 0), (USR, 0)], &[("root", 1), ("usr", 2)], Secondary
+    )]
+    #[case::a_usr_of_the_other_kind_is_left(&[(ROOT, 0), (USR_32, 0)], &[("root", 1)], Native)]
+    #[case::no_auto_is_skipped(&[(ROOT, NO_AUTO), (ROOT, 0), (HOME, NO_AUTO)], &[("root", 2)], Native)]
+    #[case::swap_and_unknown_are_left(&[(SWAP, 0), (0x1234, 0), (ROOT, 0)], &[("root", 3)], Native)]
+    #[case::one_generic(&[(SWAP, 0), (LINUX, 0)], &[("root", 2)], Native)]
+    #[case::generic_beside_a_root_is_left(&[(LINUX, 0), (ROOT, 0)], &[("root", 2)], Native)]
+    #[case::generic_that_is_not_auto_is_left(&[(LINUX, NO_AUTO), (LINUX, 0)], &[("root", 2)], Native)]
+    fn partitions_are_told_by_type(
+        #[case] kinds: &[(u128, u64)],
+        #[case] expected: &[(&str, u32)],
+        #[case] programs: Programs,
+    ) {
+        let layout = discover(&table(kinds), Some(PC), None).unwrap();
+        assert_eq!((found(&layout).as_slice(), layout.programs), (expected, programs));
+    }
+
+    /// IMG-13, and the flag for growing.
+    #[test]
+    fn flags_of_a_partition_are_kept() {
+        let layout =
+            discover(&table(&[(ROOT, READ_ONLY), (HOME, GROW_FS)]), Some(PC), None).unwrap();
+        let flags: Vec<_> = layout.used.iter().map(|used| (used.read_only, used.grow)).collect();
+        assert_eq!(flags, [(true, false), (false, true)]);
+    }
+
+    /// IMG-10, IMG-16.
+    #[rstest]
+    #[case::none(&[])]
+    #[case::two_generic(&[(LINUX, 0), (LINUX, 0)])]
+    #[case::another_machines(&[(ARM64[0], 0)])]
+    #[case::usr_alone(&[(USR, 0)])]
+    fn without_a_root_the_forms_of_an_image_are_listed(#[case] kinds: &[(u128, u64)]) {
+        let report =
+            crate::errors::Report::of(&discover(&table(kinds), Some(PC), None).unwrap_err());
+        assert!(report.chain.contains("no root partition"), "{}", report.chain);
+        assert!(report.hint.unwrap().contains("bootable Linux partition"));
+    }
+
+    /// IMG-10 a and d, I-04.
+    #[rstest]
+    #[case(&[(0x83, 1)], Some(1))]
+    #[case(&[(0x82, 0), (0x83, 0), (0x83, 1)], Some(3))]
+    #[case(&[(0x83, 0)], None)]
+    #[case(&[(0x83, 1), (0x83, 1)], None)]
+    fn an_mbr_has_one_bootable_partition(#[case] kinds: &[(u8, u64)], #[case] root: Option<u32>) {
+        let partition = |(&(kind, attributes), number)| Partition {
+            number,
+            kind,
+            start_bytes: u64::from(number) << 20,
+            size_bytes: 1 << 20,
+            attributes,
+        };
+        let table = Table::Mbr { partitions: kinds.iter().zip(1..).map(partition).collect() };
+        let found = discover(&table, Some(PC), None).ok().map(|layout| layout.used[0].number);
+        assert_eq!(found.flatten(), root);
+    }
+
+    #[test]
+    fn a_bare_file_system_is_the_root() {
+        assert_eq!(found(&discover(&Table::None, None, None).unwrap()), [("root", 0)]);
+    }
+
+    /// I-05.
+    #[rstest]
+    #[case::open("*", Ok("root home"))]
+    #[case::nothing_said_is_ignored("root=unprotected", Ok("root"))]
+    #[case::unused("root=open:home=unused", Ok("root"))]
+    #[case::absent("root=open:home=absent", Err("home partition is unprotected"))]
+    #[case::verity("root=verity:=open", Err("root partition is unprotected"))]
+    #[case::either("root=verity+unprotected:=open", Ok("root home"))]
+    #[case::missing("=open:srv=unprotected", Err("no srv partition"))]
+    #[case::read_only("=open:home=read-only-on", Ok("root home"))]
+    #[case::not_read_only("=open:root=read-only-on", Err("must have read-only-on"))]
+    #[case::no_root("-", Err("leaves no root"))]
+    #[case::all_absent("~", Err("root partition is unprotected"))]
+    fn a_policy_decides_what_is_used(#[case] policy: &str, #[case] expected: Result<&str, &str>) {
+        let table = table(&[(ROOT, 0), (HOME, READ_ONLY)]);
+        match (discover(&table, Some(PC), Some(&policy.parse().unwrap())), expected) {
+            (Ok(layout), Ok(names)) => {
+                let found: Vec<_> = layout.used.iter().map(|used| used.role.name()).collect();
+                assert_eq!(found.join(" "), names);
+            }
+            (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{error}"),
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
+}
