@@ -11,7 +11,7 @@ use crate::case::{ListedNeed, Listing};
 use crate::guest::Subject;
 
 /// One machine that cases run in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {
     /// Name of a kernel's row.
     pub kernel: String,

@@ -71,7 +71,7 @@ pub struct Runner<'a> {
 }
 
 /// A case's end and where it ran.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Located {
     /// In which machine.
     pub cell: Cell,

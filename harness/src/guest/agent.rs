@@ -15,7 +15,8 @@ use super::runner::{self, Place};
 use super::suite::Suite;
 use super::{LAUNCHER, Subject, sys};
 use crate::build_id;
-use crate::report::event::{Event, Order, Verdict, WIRE_VERSION, Work};
+use crate::report::Verdict;
+use crate::report::event::{Event, Order, WIRE_VERSION, Work};
 
 /// Where the scratch disk is mounted.
 const SCRATCH: &str = "/scratch";

@@ -24,7 +24,7 @@ use super::unit::{self, Unit};
 use super::{Guest, Subject, init};
 use crate::case::Case;
 use crate::need::{self, Answer};
-use crate::report::event::Verdict;
+use crate::report::Verdict;
 
 /// How much of a case's output is kept, in bytes: its end.
 const KEPT_OUTPUT_BYTES: usize = 64 << 10;

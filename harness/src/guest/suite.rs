@@ -13,8 +13,8 @@ use crate::build_id;
 use crate::case::{Case, Listing};
 use crate::kernels;
 use crate::matrix::{self, Axes, Lanes};
+use crate::report::Verdict;
 use crate::report::difference::{Differences, LIST};
-use crate::report::event::Verdict;
 use crate::workspace::Workspace;
 
 /// All the cases, and what is needed to run them in place.
@@ -216,13 +216,7 @@ fn covered_nowhere(
 }
 
 fn indent(verdict: &Verdict) -> String {
-    let lines = match verdict {
-        Verdict::Failed { chain } => chain.clone(),
-        Verdict::LeftBehind { things } => {
-            things.iter().map(|thing| format!("left behind: {thing}")).collect()
-        }
-        other => vec![format!("{other:?}")],
-    };
+    let lines = verdict.reasons();
     lines.iter().map(|line| format!("    {}\n", line.replace('\n', "\n      "))).collect()
 }
 

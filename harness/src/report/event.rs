@@ -9,6 +9,8 @@ use std::io::{Read, Write};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::Verdict;
+
 /// Version of the vocabulary below; [`Event::Hello`] carries it and both ends must agree.
 pub const WIRE_VERSION: u32 = 2;
 
@@ -74,7 +76,7 @@ pub enum Event {
     Outcome {
         /// Its name as listed.
         case: String,
-        /// How.
+        /// How, as far as a guest can tell ([`Verdict::is_a_guests`]).
         verdict: Verdict,
         /// How long it took inside the guest, in milliseconds.
         duration_ms: u64,
@@ -85,34 +87,6 @@ pub enum Event {
     Bye {
         /// Number of [`Event::Outcome`] messages sent.
         outcomes: u32,
-    },
-}
-
-/// How a case ended, as the guest saw it. What the guest cannot see (it died) is the host's to say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// The function returned and left nothing behind.
-    Passed,
-    /// The function returned an error or panicked: its chain, outermost first.
-    Failed {
-        /// One entry per context.
-        chain: Vec<String>,
-    },
-    /// The case itself passed, but something it made is still there: mounts, processes, loop devices, files.
-    LeftBehind {
-        /// One entry per thing, e.g. `mount /run/rspawn/x`.
-        things: Vec<String>,
-    },
-    /// The limit passed and the case was killed.
-    TimedOut {
-        /// The limit, in milliseconds.
-        limit_ms: u64,
-    },
-    /// A need that the plan believed met is not met in this guest.
-    Unmet {
-        /// The need and what was found instead.
-        why: String,
     },
 }
 
