@@ -20,7 +20,7 @@ use crate::runner::Located;
 use crate::workspace::Workspace;
 use crate::{schedule, suite};
 
-use super::vm_test::{Options, Ready, default_guests};
+use super::vm_test::{Options, Ready, default_guests, headline};
 
 /// Shorter than in earnest, or the hanging guest would take half of the time; longer than the 10 s that a guest under
 /// TCG waits for the end of a case's processes.
@@ -67,12 +67,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
     let run_dir = RunDir::make(workspace)?;
     let human = Human::new(Differences::default());
-    human.line(&format!(
-        "self-test  run {}   accel {} ({})",
-        run_dir.name(),
-        choice.accel,
-        choice.why
-    ));
+    human.line(&headline("self-test", &run_dir, &choice));
     let runner = ready.runner(
         workspace,
         &run_dir,

@@ -157,12 +157,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         return dry_run(&plan, &ready, &choice, &suite, &run_dir);
     }
     let human = Human::new(differences.clone());
-    human.line(&format!(
-        "vm-test  run {}   accel {} ({})",
-        run_dir.name(),
-        choice.accel,
-        choice.why
-    ));
+    human.line(&headline("vm-test", &run_dir, &choice));
     human.line(&format!(
         "plan     {} cases: {} run, {} skip, {} unassigned   {guests} guests, {} MiB each",
         cases.len(),
@@ -245,6 +240,12 @@ impl Ready {
             boot: Mutex::new(()),
         }
     }
+}
+
+/// The first line of a run: who executes its guests must never be a surprise.
+#[must_use]
+pub fn headline(verb: &str, run_dir: &RunDir, choice: &Choice) -> String {
+    format!("{verb:<8} run {}   accel {} ({})", run_dir.name(), choice.accel, choice.why)
 }
 
 /// Guests at a time when the user does not say.
