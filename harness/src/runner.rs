@@ -17,9 +17,11 @@ use anyhow::{Context, Result};
 
 use crate::accel::{self, Accel, Choice};
 use crate::case::Listing;
+use crate::guest::Subject;
 use crate::initramfs::Archive;
 use crate::kernels::Kernel;
 use crate::matrix::{Cell, Job};
+use crate::report::difference::Differences;
 use crate::report::event::{Event, Order, Work};
 use crate::report::human::Human;
 use crate::report::{CaseReport, Verdict};
@@ -79,6 +81,17 @@ pub struct Located {
     pub report: CaseReport,
     /// Directory of its guest's logs.
     pub logs: PathBuf,
+}
+
+impl Located {
+    /// Whether nothing needs to be said of it: it passed, or the reference failed as declared.
+    #[must_use]
+    pub fn is_fine(&self, differences: &Differences) -> bool {
+        let verdict = &self.report.verdict;
+        *verdict == Verdict::Passed
+            || self.cell.subject == Subject::Nspawn
+                && differences.explain(&self.report.case, verdict)
+    }
 }
 
 /// What came of a job.

@@ -32,14 +32,25 @@ pub struct Human {
     shared: Arc<(Mutex<State>, Condvar)>,
     bar: Option<ProgressBar>,
     differences: Differences,
+    format: Format,
+}
+
+/// What stdout holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Text for people.
+    #[default]
+    Human,
+    /// A JSON object per line; the text goes to stderr.
+    Json,
 }
 
 impl Human {
     /// Begins to tell; on a terminal when stdout is one. Of the reference's failures, those declared are told as such.
     #[must_use]
-    pub fn new(differences: Differences) -> Self {
+    pub fn new(differences: Differences, format: Format) -> Self {
         let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
-        let bar = std::io::stdout().is_terminal().then(|| {
+        let bar = (format == Format::Human && std::io::stdout().is_terminal()).then(|| {
             let bar = ProgressBar::new_spinner();
             bar.set_style(
                 ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}")
@@ -50,16 +61,24 @@ impl Human {
         });
         if bar.is_none() {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || heartbeat(&shared));
+            std::thread::spawn(move || heartbeat(&shared, format));
         }
-        Self { shared, bar, differences }
+        Self { shared, bar, differences, format }
     }
 
     /// A line for good.
     pub fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(text),
-            None => print_line(text),
+            Some(bar) if !bar.is_finished() => bar.println(text),
+            _ => print_line(text, self.format),
+        }
+    }
+
+    /// An object for machines, when they read along.
+    pub fn value(&self, value: &serde_json::Value) {
+        if self.format == Format::Json {
+            // As for lines: the exit code still tells.
+            let _ = writeln!(std::io::stdout(), "{value}");
         }
     }
 
@@ -69,6 +88,9 @@ impl Human {
             && self.differences.explain(&report.case, &report.verdict);
         let word = if expected { "DIFFERS" } else { report.verdict.word() };
         self.line(&case_line(word, cell, report));
+        self.value(
+            &serde_json::json!({ "event": "result", "cell": cell, "word": word, "report": report }),
+        );
     }
 
     /// What a guest is waited for; none when it is gone.
@@ -97,7 +119,7 @@ fn lock(shared: &(Mutex<State>, Condvar)) -> MutexGuard<'_, State> {
     shared.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn heartbeat(shared: &(Mutex<State>, Condvar)) {
+fn heartbeat(shared: &(Mutex<State>, Condvar), format: Format) {
     let mut state = lock(shared);
     loop {
         let (next, timeout) =
@@ -107,7 +129,7 @@ fn heartbeat(shared: &(Mutex<State>, Condvar)) {
             return;
         }
         if timeout.timed_out() && !state.awaited.is_empty() {
-            print_line(&format!("waiting  {}", awaited(&state)));
+            print_line(&format!("waiting  {}", awaited(&state)), format);
         }
     }
 }
@@ -116,9 +138,12 @@ fn awaited(state: &State) -> String {
     state.awaited.values().cloned().collect::<Vec<_>>().join(" | ")
 }
 
-fn print_line(text: &str) {
+fn print_line(text: &str, format: Format) {
     // A reader that went away ends the output, not the run: its exit code still tells.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = match format {
+        Format::Human => writeln!(std::io::stdout(), "{text}"),
+        Format::Json => writeln!(std::io::stderr(), "{text}"),
+    };
 }
 
 /// One line for a finished case.

@@ -1,4 +1,4 @@
-//! What a run comes to: the verdict of each case, told to people ([`human`]), counted ([`summary`]) and compared with
+//! What a run comes to: the verdict of each case, told to people ([`human`]) and machines ([`junit`]), counted ([`summary`]) and compared with
 //! the reference's ([`difference`]).
 //! [`event`] is the wire on which the guest's half of it comes.
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 pub mod difference;
 pub mod event;
 pub mod human;
+pub mod junit;
 pub mod summary;
 
 /// How a case ended, all things seen: in the first five ways a guest can say itself, in the others only the host.

@@ -8,6 +8,7 @@ pub mod docs;
 pub mod doctor;
 pub mod images;
 pub mod kernels;
+pub mod select;
 pub mod self_test;
 pub mod setup;
 pub mod try_it;

@@ -66,7 +66,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let choice = accel::choose(workspace, options.accel)?;
     let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
     let run_dir = RunDir::make(workspace)?;
-    let human = Human::new(Differences::default());
+    let human = Human::new(Differences::default(), options.format);
     human.line(&headline("self-test", &run_dir, &choice));
     let runner = ready.runner(
         workspace,

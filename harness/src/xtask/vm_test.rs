@@ -16,7 +16,7 @@ use crate::guest::Subject;
 use crate::kernels::{self, Kernel, Row};
 use crate::matrix::{self, Axes, Job, Lane, Lanes, Plan};
 use crate::report::difference::{self, Differences};
-use crate::report::human::Human;
+use crate::report::human::{Format, Human};
 use crate::report::summary::exit;
 use crate::rundir::RunDir;
 use crate::runner::{GUEST_MEMORY_MIB, Runner};
@@ -27,6 +27,7 @@ use crate::workspace::Workspace;
 use crate::{runner, schedule, tool};
 
 use super::closing::Ended;
+use super::select::Selection;
 use super::{doctor, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
@@ -57,14 +58,9 @@ impl Subjects {
 /// How to choose and run cases.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Options {
-    /// Run cases whose name contains one of these
-    pub filters: Vec<String>,
-    /// Compare whole names with the filters, with or without the leading `vm::`
-    #[arg(long)]
-    pub exact: bool,
-    /// Leave out cases whose name contains this
-    #[arg(long, value_name = "PART")]
-    pub skip: Vec<String>,
+    /// Which cases
+    #[command(flatten)]
+    pub selection: Selection,
     /// Set of cells, from qemu/lanes.toml
     #[arg(long, default_value = "quick")]
     pub lane: String,
@@ -86,6 +82,15 @@ pub struct Options {
     /// Multiply all limits
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     pub timeout_factor: f64,
+    /// Run everything so many times, and tell how often each case failed
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub stress: u32,
+    /// Write the results to this file in JUnit's form
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// What stdout holds: text, or a JSON object per result and one at the end, with the text on stderr
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
     /// List the selected cases with their needs, and run nothing
     #[arg(long)]
     pub list: bool,
@@ -124,13 +129,13 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
             return Ok(exit::BUILD.into());
         }
     };
-    let cases = select(&suite.cases, options);
     let differences = Differences::of(workspace.root())?;
     let names: Vec<String> = suite.cases.iter().map(|case| case.name.clone()).collect();
     let strangers = differences.strangers(&names);
     ensure!(strangers.is_empty(), "{} names no case with {strangers:?}", difference::LIST);
+    let cases = options.selection.choose(workspace, &suite.cases, &differences)?;
     if cases.is_empty() {
-        say("vm-test: no case has such a name\nhint: cargo xtask vm-test --list");
+        say("vm-test: nothing is selected\nhint: cargo xtask vm-test --list");
         return Ok(exit::NOTHING_SELECTED.into());
     }
     if options.list {
@@ -156,7 +161,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     if options.dry_run {
         return dry_run(&plan, &ready, &choice, &suite, &run_dir);
     }
-    let human = Human::new(differences.clone());
+    let human = Human::new(differences.clone(), options.format);
     human.line(&headline("vm-test", &run_dir, &choice));
     human.line(&format!(
         "plan     {} cases: {} run, {} skip, {} unassigned   {guests} guests, {} MiB each",
@@ -175,7 +180,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         SILENCE_LIMIT,
         &human,
     );
-    let jobs = matrix::split(plan.jobs.clone(), guests);
+    let once = matrix::split(plan.jobs.clone(), guests);
+    let jobs: Vec<Job> = (0..options.stress).flat_map(|_| once.clone()).collect();
     let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
     human.finish();
     let ended = Ended {
@@ -184,8 +190,10 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         differences: &differences,
         dir: run_dir.path(),
         took: begun.elapsed(),
+        rounds: options.stress as usize,
+        human: &human,
     };
-    Ok(ended.tell(options.verbose)?.into())
+    Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
 }
 
 /// What is made before the first guest: kernels and the root image.
@@ -280,24 +288,6 @@ fn chosen_rows(workspace: &Workspace, options: &Options) -> Result<Vec<Row>> {
     super::kernels::chosen(&rows, names)
 }
 
-/// The cases that the filters choose.
-fn select(cases: &[Listing], options: &Options) -> Vec<Listing> {
-    let short = |name: &str| name.strip_prefix("vm::").unwrap_or(name).to_owned();
-    let fits = |name: &str, filter: &str| {
-        if options.exact {
-            name == filter || short(name) == short(filter)
-        } else {
-            name.contains(filter)
-        }
-    };
-    let wanted = |case: &&Listing| {
-        (options.filters.is_empty()
-            || options.filters.iter().any(|filter| fits(&case.name, filter)))
-            && !options.skip.iter().any(|part| case.name.contains(part.as_str()))
-    };
-    cases.iter().filter(wanted).cloned().collect()
-}
-
 fn needs(case: &Listing) -> String {
     if case.needs.is_empty() { String::new() } else { format!("  needs {:?}", case.needs) }
 }
@@ -339,24 +329,6 @@ pub fn check(options: &Options) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn cases() -> Vec<Listing> {
-        let case = |name: &str| Listing { name: name.to_owned(), needs: Vec::new(), timeout_s: 1 };
-        vec![case("vm::bind::a"), case("vm::bind::ab"), case("vm::exit::c")]
-    }
-
-    fn names(options: &Options) -> Vec<String> {
-        select(&cases(), options).into_iter().map(|case| case.name).collect()
-    }
-
-    #[test]
-    fn filters_are_parts_of_names_unless_exact() {
-        let filters = vec!["bind::a".to_owned()];
-        let part = Options { filters: filters.clone(), ..Options::default() };
-        assert_eq!(names(&part), ["vm::bind::a", "vm::bind::ab"]);
-        assert_eq!(names(&Options { exact: true, ..part.clone() }), ["vm::bind::a"]);
-        assert_eq!(names(&Options { skip: vec!["ab".to_owned()], ..part }), ["vm::bind::a"]);
-    }
 
     #[test]
     fn the_lanes_of_this_checkout_name_kernels_that_exist() {
