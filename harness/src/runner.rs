@@ -35,7 +35,7 @@ use crate::workspace::Workspace;
 /// Memory of a guest in MiB: the tmpfs over its root and a container's files fit.
 pub const GUEST_MEMORY_MIB: u32 = 1024;
 /// Apparent size of the scratch disk in bytes; it is sparse.
-const SCRATCH_BYTES: u64 = 8 << 30;
+pub(crate) const SCRATCH_BYTES: u64 = 8 << 30;
 /// Limit until the agent speaks, on real hardware; it includes making the scratch file system.
 const HELLO_LIMIT: Duration = Duration::from_secs(20);
 /// How long the last words of a guest may take to arrive after the news of its end.

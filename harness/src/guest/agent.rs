@@ -13,7 +13,7 @@ use super::init::{self, ENVIRONMENT, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
 use super::runner::{self, Place};
 use super::suite::Suite;
-use super::{LAUNCHER, Subject, sys};
+use super::{LAUNCHER, Subject, command, sys};
 use crate::build_id;
 use crate::report::Verdict;
 use crate::report::event::{Event, Order, WIRE_VERSION, Work};
@@ -66,6 +66,7 @@ pub fn run(suite: &Suite) -> Result<()> {
                     run_case(suite, &place, &mut port, work, &mut outcomes)?;
                 }
             }
+            Order::Command { words } => command::run(&words, Path::new(SCRATCH), &mut port)?,
             Order::Shell => {
                 shell()?;
                 port.send(Event::Bye { outcomes })?;

@@ -7,6 +7,7 @@
 //! a case that says nothing has failed.
 
 pub mod agent;
+mod command;
 pub mod fault;
 pub mod init;
 pub mod leftover;

@@ -37,6 +37,11 @@ pub enum Order {
         /// What to run.
         cases: Vec<Work>,
     },
+    /// Run a command for a person; answered by [`Event::Output`] and [`Event::Ended`].
+    Command {
+        /// The program and its arguments.
+        words: Vec<String>,
+    },
     /// Give the console to a shell; answered by [`Event::Bye`] when it ends.
     Shell,
     /// Say [`Event::Bye`] and power off.
@@ -83,11 +88,33 @@ pub enum Event {
         /// What the case printed, both streams, its tail if it was long.
         output: String,
     },
+    /// A piece of what the command printed.
+    Output {
+        /// Where.
+        stream: Stream,
+        /// As it was.
+        bytes: Vec<u8>,
+    },
+    /// The command ended.
+    Ended {
+        /// Its exit code, or 128 and the number of the signal that killed it.
+        code: u8,
+    },
     /// The guest is done; nothing follows.
     Bye {
         /// Number of [`Event::Outcome`] messages sent.
         outcomes: u32,
     },
+}
+
+/// Where a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
 }
 
 /// An [`Order`] or [`Event`] in its envelope.

@@ -11,7 +11,9 @@ pub mod kernels;
 pub mod select;
 pub mod self_test;
 pub mod setup;
+pub mod single;
 pub mod try_it;
+pub mod vm_run;
 pub mod vm_shell;
 pub mod vm_test;
 
