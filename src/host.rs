@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::termios::isatty;
 use rustix::thread::CapabilitySet;
 
+use crate::handover::Handover;
+
 /// What [`crate::spec::resolve`] may know.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -17,6 +19,8 @@ pub struct Host {
     pub cwd: Option<PathBuf>,
     /// Whether stdin, stdout and stderr are terminals.
     pub terminals: [bool; 3],
+    /// What our caller has opened for the payload.
+    pub handover: Handover,
     /// Reads the path of our own cgroup of version 2, if there is one; few options need it.
     pub own_cgroup: fn() -> Option<String>,
     /// Looks up a variable of the caller's environment.
@@ -29,7 +33,7 @@ pub struct Host {
 
 impl Host {
     /// Looks at this machine.
-    pub fn look() -> Self {
+    pub fn look(handover: Handover) -> Self {
         Self {
             is_root: rustix::process::geteuid().is_root(),
             cwd: std::env::current_dir().ok(),
@@ -38,6 +42,7 @@ impl Host {
                 isatty(rustix::stdio::stdout()),
                 isatty(rustix::stdio::stderr()),
             ],
+            handover,
             own_cgroup: || {
                 // cgroups(7): the line of version 2 is `0::PATH`.
                 let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;

@@ -33,6 +33,9 @@ pub(super) fn exec(spec: &Spec, machine_id: &Id, user: &Identity) -> Refusal {
     if let Err(error) = enter_directory(spec, user) {
         return Refusal { error, errno: None };
     }
+    if let Err(error) = spec.handover.release() {
+        return Refusal { error, errno: None };
+    }
     reset_signals();
     let environment = environment(spec, machine_id, user);
     match &spec.start {

@@ -10,6 +10,8 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod credentials;
+mod devices;
 mod directory;
 mod environment;
 mod ephemeral;
@@ -17,9 +19,11 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
+mod notify;
 mod overlay;
 mod settings;
 mod tmpfs;
@@ -27,16 +31,20 @@ mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
+        devices::CASES,
         directory::CASES,
         exit::CASES,
+        notify::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
         overlay::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        leaks::CASES,
         locks::CASES,
         console::CASES,
+        credentials::CASES,
         errors::CASES,
         environment::CASES,
         explain::CASES,

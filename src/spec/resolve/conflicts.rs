@@ -141,7 +141,7 @@ mod tests {
     use std::ffi::OsString;
 
     fn host(own_cgroup: fn() -> Option<String>) -> Host {
-        Host { own_cgroup, ..Host::look() }
+        Host { own_cgroup, ..Host::look(crate::handover::Handover::default()) }
     }
 
     fn refused(line: &str, host: &Host) -> Option<String> {
