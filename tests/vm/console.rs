@@ -32,6 +32,7 @@ cases![
     the_hotkeys_restart_and_power_off,
     the_user_is_greeted_unless_quiet,
     an_unfinished_line_is_finished,
+    a_background_is_kept_at_a_terminal_only,
 ];
 
 /// 4.1 #17: no translation of line ends, no end-of-file character, no lost tail.
@@ -324,6 +325,21 @@ fn an_unfinished_line_is_finished(t: &Guest) -> Result<()> {
         let blank = after.chars().take_while(|char| "\r\n".contains(*char));
         let count = blank.filter(|char| *char == '\n').count();
         ensure!(count == newlines, "{count} line ends after {script:?}: {text:?}");
+    }
+    Ok(())
+}
+
+/// C-02: set, set again behind a reset, and taken away; never into a pipe. systemd-nspawn has it since version 256.
+fn a_background_is_kept_at_a_terminal_only(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let mut command = bare(t, &tree);
+    command.args(["-q", "--background=44", "/bin/sh", "-c", "printf 'a\\033[0mb'"]);
+    let (_, text) = Screen::start(command)?.ends()?;
+    let expected = "\u{1b}[44ma\u{1b}[0m\u{1b}[44mb\u{1b}[0m\u{1b}[K";
+    ensure!(text == expected, "{text:?}");
+    for mode in ["pipe", "interactive"] {
+        let container = t.container(&tree).arg("--background=44").arg(format!("--console={mode}"));
+        ensure!(container.sh("printf plain")?.text() == "plain", "a colour in a pipe");
     }
     Ok(())
 }
