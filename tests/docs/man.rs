@@ -76,6 +76,11 @@ const VARIABLES: &[(&str, &str)] = &[
     ),
     ("SYSTEMD_NSPAWN_TMPFS_TMP", "With a value of 0 no tmpfs is mounted on /tmp."),
     ("SYSTEMD_NSPAWN_CONTAINER_SERVICE", "What the variable \"container\" says inside."),
+    (
+        "SYSTEMD_NSPAWN_API_VFS_WRITABLE",
+        "With a value of 1 /sys and the kernel's settings can be written, with \"network\" those of the network.",
+    ),
+    ("SYSTEMD_NSPAWN_TMPFS_TMP", "With a value of 0 nothing is mounted on /tmp."),
     ("SYSTEMD_LOG_LEVEL", "How much is told, where neither --quiet nor --verbose is given."),
 ];
 

@@ -20,11 +20,14 @@ mod exit;
 mod explain;
 mod hostile;
 mod leaks;
+mod limits;
 mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
+mod process;
+mod security;
 mod settings;
 mod tmpfs;
 mod user;
@@ -35,6 +38,7 @@ const SUITE: Suite = Suite {
         directory::CASES,
         exit::CASES,
         notify::CASES,
+        process::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
@@ -42,6 +46,7 @@ const SUITE: Suite = Suite {
         tmpfs::CASES,
         ephemeral::CASES,
         leaks::CASES,
+        limits::CASES,
         locks::CASES,
         console::CASES,
         credentials::CASES,
@@ -51,6 +56,7 @@ const SUITE: Suite = Suite {
         hostile::CASES,
         user::CASES,
         cleanup::CASES,
+        security::CASES,
         settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
