@@ -57,6 +57,8 @@ pub struct Spec {
     pub integration: Integration,
     /// How it reaches the user's terminal.
     pub wiring: Wiring,
+    /// The background colour of its output at a terminal, as `ESC [ … m` takes it (C-02).
+    pub background: Option<String>,
     /// What ends it from the keyboard.
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).

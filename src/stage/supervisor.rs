@@ -105,6 +105,9 @@ fn open_console(spec: &Spec) -> Result<Option<Forwarder>> {
         return Ok(None);
     }
     let mut console = Forwarder::new(&spec.wiring, spec.escape_key, Streams::own())?;
+    if let Some(colour) = &spec.background {
+        console.tint(colour);
+    }
     if let Some(watch) = console.watch()? {
         // It has nobody to tell a failure to: by then we are dead.
         fork(0, Parent::Us, || watch.run(), |_| ()).context("watching over the terminal")?;

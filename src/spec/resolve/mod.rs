@@ -71,6 +71,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
         network,
+        background: settings.background.value().filter(|colour| !colour.is_empty()).cloned(),
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
@@ -134,7 +135,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.ports.is_said(), "--port="),
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
-        no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
