@@ -69,6 +69,9 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     if spec.handover.count() > 0 {
         facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));
     }
+    if let Some(signal) = spec.kill_signal {
+        facts.push(("asked-to-end", format!("by {signal}")));
+    }
     if spec.notify_ready {
         facts.push(("ready", "when the container says so".to_owned()));
     }

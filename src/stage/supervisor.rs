@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::children::{ending, how, pid_of, reap, signal_inner, wait_for};
+use super::children::{ending, how, listens_to, pid_of, reap, signal_inner, wait_for};
 use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
@@ -20,13 +20,15 @@ use super::{Child, Parent, fork, outer, told};
 use crate::audience::Audience;
 use crate::console::forward::{Forwarder, Streams};
 use crate::console::hotkey::Hotkey;
+use crate::console::mode::Stream;
 use crate::console::pty::release_inherited;
 use crate::credentials;
-use crate::errors::{Hinted, Report, Verbosity, hinted};
+use crate::errors::{Hinted, Report, Verbosity, hinted, warn};
 use crate::exit::{self, Ending, Next};
 use crate::notify::Inbox;
 use crate::session::Session;
-use crate::spec::{Spec, Start};
+use crate::settings::value::KillSignal;
+use crate::spec::Spec;
 use crate::sys::process::send_signal;
 
 /// What ends us when it comes once or, with an init, twice (RUN-06, RUN-07).
@@ -34,6 +36,10 @@ const TERMINATING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHU
 
 /// How long the rest of the payload's output may find no reader.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a process 1 that does not listen is asked to end, and with what pauses: ten seconds in all.
+const REQUESTS: u32 = 40;
+const BETWEEN_REQUESTS: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 /// How many notifications are looked at after the payload's death: more than a queue usually holds
 /// (net.unix.max_dgram_qlen, which systemd sets to 512), and an end to it.
@@ -147,8 +153,10 @@ struct Boot<'a> {
     kmsg: Option<OwnedFd>,
     /// Why the payload could not be executed, and our exit code.
     refused: Option<(Report, u8)>,
-    /// A first request to shut down was passed on to the init.
+    /// A first request to shut down was passed on.
     shutting_down: bool,
+    /// How often it is still repeated to a process 1 that does not listen.
+    requests_left: u32,
     /// The user asked for a reboot by hotkey.
     reboot: bool,
 }
@@ -191,6 +199,7 @@ impl<'a> Boot<'a> {
             kmsg: None,
             refused: None,
             shutting_down: false,
+            requests_left: 0,
             reboot: false,
         })
     }
@@ -198,7 +207,11 @@ impl<'a> Boot<'a> {
     /// The event loop.
     fn run(&mut self, signals: &SignalFd, mut console: Option<&mut Forwarder>) -> Result<End> {
         loop {
-            for event in self.wait(signals, console.as_deref())? {
+            let events = self.wait(signals, console.as_deref())?;
+            if let Some(signal) = self.spec.kill_signal.filter(|_| events.is_empty()) {
+                self.request(signal)?;
+            }
+            for event in events {
                 match event {
                     Event::FromOuter => self.hear_outer()?,
                     Event::FromInner => self.hear_inner(console.as_deref_mut())?,
@@ -238,7 +251,8 @@ impl<'a> Boot<'a> {
         waits.push((Event::Signal, signals.as_fd()));
         let mut fds: Vec<PollFd<'_>> =
             waits.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        rustix::io::retry_on_intr(|| poll(&mut fds, None)).context("waiting for events")?;
+        let patience = (self.requests_left > 0).then_some(&BETWEEN_REQUESTS);
+        rustix::io::retry_on_intr(|| poll(&mut fds, patience)).context("waiting for events")?;
         let ready = waits.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         Ok(ready.map(|((event, _), _)| *event).collect())
     }
@@ -362,29 +376,40 @@ impl<'a> Boot<'a> {
         Ok(Some(ending(&status)?))
     }
 
-    /// A request to end: an init is asked to shut down first, anything else is killed (RUN-06, RUN-07).
+    /// A request to end: whoever has a signal for that is asked by it first, and killed at the second request;
+    /// anything else is killed (RUN-06, RUN-07, E-06).
     fn terminate(&mut self, signal: Signal) -> Result<()> {
         let Some(inner) = &self.inner else { bail!("{}: interrupted by {signal}", self.due()) };
-        let orderly =
-            matches!(self.spec.start, Start::Init { .. }) && self.sequence.due().is_none();
-        if orderly && !std::mem::replace(&mut self.shutting_down, true) {
-            if self.spec.verbosity >= Verbosity::Normal {
-                eprintln!("Shutting the container down; once more to kill it.");
+        let runs = self.sequence.due().is_none();
+        match self.spec.kill_signal.filter(|_| runs && !self.shutting_down) {
+            None => signal_inner(inner, libc::SIGKILL),
+            Some(request) => {
+                self.shutting_down = true;
+                if self.spec.verbosity >= Verbosity::Normal {
+                    eprintln!("Shutting the container down; once more to kill it.");
+                }
+                self.requests_left = REQUESTS;
+                self.request(request)
             }
-            // SIGRTMIN+3: halt (systemd(1), SIGNALS).
-            return signal_inner(inner, libc::SIGRTMIN() + 3);
         }
-        signal_inner(inner, libc::SIGKILL)
+    }
+
+    /// Asks process 1 to end. An init that has just started does not listen yet, and the kernel keeps nothing
+    /// for process 1 that it does not listen to (pid_namespaces(7)): then it is asked again later.
+    fn request(&mut self, signal: KillSignal) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let listens = self.spec.has_stub || listens_to(inner.pid, signal.number());
+        self.requests_left = if listens { 0 } else { self.requests_left.saturating_sub(1) };
+        signal_inner(inner, signal.number())
     }
 
     fn on_hotkey(&mut self, hotkey: Hotkey) -> Result<()> {
         let Some(inner) = &self.inner else { return Ok(()) };
-        let init = matches!(self.spec.start, Start::Init { .. });
         match hotkey {
             Hotkey::Kill => signal_inner(inner, libc::SIGKILL),
             Hotkey::PowerOff => self.terminate(Signal::SIGTERM),
             // SIGRTMIN+5: reboot (systemd(1), SIGNALS).
-            Hotkey::Reboot if init => signal_inner(inner, libc::SIGRTMIN() + 5),
+            Hotkey::Reboot if self.spec.may_reboot() => signal_inner(inner, libc::SIGRTMIN() + 5),
             Hotkey::Reboot => {
                 self.reboot = true;
                 signal_inner(inner, libc::SIGKILL)
@@ -400,16 +425,22 @@ impl<'a> Boot<'a> {
         if let Some((report, code)) = self.refused.take() {
             return Ok(End { next: Next::Exit(code), remark: Some(report.to_string()) });
         }
-        if self.reboot {
-            return Ok(End { next: Next::Reboot, remark: None });
-        }
-        let next = exit::next(ending, self.spec.exit_mode);
+        let next = match self.reboot {
+            true => exit::reboot(self.spec.restart),
+            false => exit::next(ending, self.spec.exit_mode, self.spec.restart),
+        };
         let remark = match (ending, next) {
-            (Ending::Signaled(signal), Next::Exit(1..)) => {
-                Some(format!("rspawn: the container was killed by {signal}"))
+            (Ending::Signaled(signal), Next::Exit(1..)) if !self.reboot => {
+                let name = exit::signal_name(signal);
+                Some(format!("rspawn: the container was killed by {name}"))
             }
             _ => None,
         };
+        let wiring = &self.spec.wiring;
+        let inherited = [wiring.stdin, wiring.stdout].contains(&Stream::Inherit);
+        if next == Next::Reboot && !self.spec.may_reboot() && inherited {
+            warn("the command reboots, and its streams were let go of");
+        }
         Ok(End { next, remark })
     }
 
