@@ -215,7 +215,9 @@ mod tests {
         };
         let api = |variable| with(variable).unwrap().api;
         let quiet = api(|_| None);
-        assert_eq!(quiet, Api { writable: Writable::No, own_network: true, tmp: true });
+        let expected =
+            Api { writable: Writable::No, own_network: true, tmp: true, selinux: quiet.selinux };
+        assert_eq!(quiet, expected);
         assert_eq!(
             api(|name| name.ends_with("_API_VFS_WRITABLE").then(|| "network".into())).writable,
             Writable::Network
