@@ -63,11 +63,11 @@ fn mount(row: &Mount, root: &InRoot) -> Result<()> {
         Point::LikeSource => root.make_dir(&row.on, row.links)?,
         Point::Exists => root.open(&row.on, row.links, OFlags::PATH)?,
     };
-    attach(&mounted, &place)
+    attach(mounted.as_fd(), place.as_fd())
 }
 
 /// Puts a detached mount in its place.
-fn attach(mounted: &OwnedFd, place: &OwnedFd) -> Result<()> {
+pub(crate) fn attach(mounted: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     match move_mount(mounted, "", place, "", flags) {
         // The kernel says so when one is a directory and the other is not (move_mount(2)).
@@ -160,7 +160,7 @@ fn flags(attrs: Attrs) -> MountAttrFlags {
 
 /// Adds what the file system itself says of a failure; it writes lines like `e overlay: …` to its
 /// context (fsopen(2)).
-fn with_log(errno: Errno, context: BorrowedFd<'_>) -> anyhow::Error {
+pub(super) fn with_log(errno: Errno, context: BorrowedFd<'_>) -> anyhow::Error {
     let mut said = Vec::new();
     let mut line = [0; 1024];
     while let Ok(length @ 1..) = rustix::io::read(context, &mut line) {

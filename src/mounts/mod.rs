@@ -6,11 +6,13 @@
 
 mod apply;
 mod custom;
+mod disk;
 mod table;
 
 pub use apply::{apply, overlay};
-pub(crate) use apply::{attach_on_host, detached_copy};
+pub(crate) use apply::{attach, attach_on_host, detached_copy};
 pub use custom::{Custom, CustomKind, custom};
+pub(crate) use disk::disk;
 pub use table::table;
 pub(crate) use table::{BOOT_ID, EMPTY};
 

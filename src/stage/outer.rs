@@ -6,8 +6,7 @@
 //!
 //! What it makes is owned by the host, and so out of the container's reach.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
@@ -20,7 +19,8 @@ use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
 use crate::mounts::{self, Stage};
-use crate::root::Access;
+use crate::root::{Access, Mounted};
+use crate::security::limits::{self, Personality};
 use crate::spec::{Network, Spec};
 use crate::sys::mount::{MountAttr, mount_setattr};
 use crate::sys::process::keep_only;
@@ -30,22 +30,24 @@ use crate::tree;
 pub(super) struct Outer<'a> {
     pub(super) spec: &'a Spec,
     pub(super) ids: &'a Ids,
-    /// The root, attached nowhere yet.
-    pub(super) root: OwnedFd,
+    pub(super) root: Mounted,
     pub(super) link: &'a Link<FromOuter, ToOuter>,
     pub(super) inner_link: &'a Link<FromInner, ToInner>,
 }
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let Outer { spec, ids, root, link, inner_link } = outer;
-    let kept = [root.as_fd(), link.as_fd(), inner_link.as_fd()];
+    let kept: Vec<_> = [link.as_fd(), inner_link.as_fd()].into_iter().chain(root.fds()).collect();
     keep_only(&kept).context("closing what this stage does not need")?;
     set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
     // Files of the tree get the modes that are asked for, whatever the caller's umask (G-09).
     rustix::process::umask(rustix::fs::Mode::empty());
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", slave).context("keeping our mounts from the host")?;
-    let tree = attach(root)?;
+    let tree = root.attach()?;
+    if root.is_secondary() && spec.limits.personality.is_none() {
+        limits::set_personality(Personality::Secondary).context("becoming a 32-bit machine")?;
+    }
     tree::skeleton(&tree)?;
     if spec.root.access() == Access::Read {
         let set = rustix::mount::MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
@@ -72,17 +74,6 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
 pub(super) fn tell(link: &Link<FromOuter, ToOuter>, error: &anyhow::Error) {
     // Without a supervisor there is nobody to tell.
     let _ = link.send(&FromOuter::Failed(Report::of(error)), None);
-}
-
-/// Attaches the root, with what is mounted below it, so that nothing that is mounted there spreads (PIV-07).
-/// It goes on top of the host's root: that needs no directory of the host, and hides nothing of it from us,
-/// since paths start at our root directory and not at what is mounted on it.
-fn attach(root: &OwnedFd) -> Result<InRoot> {
-    mounts::attach_on_host(root.as_fd(), Path::new("/"))?;
-    fchdir(root).context("entering the container's root")?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(".", private).context("keeping the container's mounts from the host")?;
-    Ok(InRoot::new(root.try_clone().context("keeping hold of the container's root")?))
 }
 
 /// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends

@@ -1,6 +1,7 @@
 //! Which system calls are wrapped here because no crate has them? With `stage/fork.rs` the only `unsafe`.
 
 pub mod btrfs;
+pub mod loop_device;
 pub mod mount;
 pub mod network;
 #[allow(unsafe_code)]

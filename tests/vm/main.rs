@@ -16,6 +16,7 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod image;
 mod locks;
 mod loopfs;
 mod mounts;
@@ -30,6 +31,7 @@ const SUITE: Suite = Suite {
         caps::CASES,
         bind::CASES,
         ephemeral::CASES,
+        image::CASES,
         locks::CASES,
         console::CASES,
         errors::CASES,
