@@ -1,86 +1,172 @@
 //! How is a row mounted? By descriptors only: no path string of the container is resolved twice (R2, R4).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FileType, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::{Attrs, From, Kind, Mount, Need, Point, Stage};
+use super::attributes::{Left, flags, set_attached, set_detached};
+use super::{Attrs, From, Kind, Mount, Need, Point, Stage, layers, partial};
 use crate::errors::{hinted, warn};
-use crate::inroot::{InRoot, file_type};
-use crate::sys::mount::{MountAttr, mount_setattr};
+use crate::inroot::{InRoot, Links, file_type};
 
-/// Mounts the rows of one stage, in order, below the container's root.
+/// Mounts the rows of one stage that need nothing of the host, in order, below the container's root.
 ///
 /// # Errors
 /// At the first row that must be mounted and cannot be.
 pub fn apply(rows: &[Mount], stage: Stage, root: &InRoot) -> Result<()> {
     for row in rows.iter().filter(|row| row.stage == stage) {
-        match mount(row, root).with_context(|| describe(row)) {
-            Ok(()) => {}
-            Err(error) if row.need == Need::May => {
-                // What a kernel was built without is no news to anyone.
-                let missing = error.downcast_ref::<Errno>();
-                if !matches!(missing, Some(&(Errno::NOENT | Errno::NODEV))) {
-                    warn(format_args!("{error:#}"));
-                }
-            }
-            Err(error) => return Err(error),
-        }
+        let mounted = match &row.kind {
+            Kind::Part(part) => partial::mount(part, row, root).map_err(explain_revealing),
+            _ => detached(row, root).and_then(|made| place(row, &made, root)),
+        };
+        tolerate(row, mounted.with_context(|| describe(row)))?;
     }
     Ok(())
 }
 
-fn describe(row: &Mount) -> String {
+fn tolerate(row: &Mount, result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if row.need == Need::May => {
+            // What a kernel was built without is no news to anyone.
+            let missing = error.downcast_ref::<Errno>();
+            if !matches!(missing, Some(&(Errno::NOENT | Errno::NODEV))) {
+                warn(format_args!("{error:#}"));
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// What is being done with a row.
+pub(super) fn describe(row: &Mount) -> String {
     let on = row.on.display();
     match &row.kind {
         Kind::Fs { fstype, .. } => format!("mounting {fstype} on {on}"),
-        Kind::Bind { from: From::Host(path), .. } => {
-            format!("binding \"{}\" on {on}", path.display())
+        Kind::Part(part) => format!("mounting a part of {} on {on}", part.fstype),
+        Kind::Bind { from, .. } => format!("binding {} on {on}", named(from)),
+        Kind::Again => format!("setting the attributes of {on}"),
+        Kind::Overlay { .. } => format!("mounting an overlay on {on}"),
+        Kind::Inaccessible => format!("making {on} inaccessible"),
+    }
+}
+
+pub(super) fn named(from: &From) -> String {
+    match from {
+        From::Host(path) => format!("\"{}\"", path.display()),
+        From::Inside(path) => format!("\"{}\" of the container", path.display()),
+        From::Scratch(_) => "a new directory".to_owned(),
+    }
+}
+
+/// A mount that is attached nowhere yet.
+#[derive(Debug)]
+pub(super) struct Detached {
+    pub(super) mount: OwnedFd,
+    /// Whether attributes are those of all that is mounted below, too.
+    recursive: bool,
+    left: Left,
+}
+
+impl Detached {
+    fn ready(mount: OwnedFd) -> Self {
+        Self { mount, recursive: false, left: Left::Nothing }
+    }
+}
+
+/// Makes the mount of a row that needs nothing of the host.
+fn detached(row: &Mount, root: &InRoot) -> Result<Detached> {
+    let source = |path| root.open(path, Links::Inside, OFlags::PATH);
+    match &row.kind {
+        Kind::Fs { fstype, options } => {
+            Ok(Detached::ready(instance(fstype, options, row.attrs).map_err(explain_revealing)?))
         }
-        Kind::Bind { from: From::Inside(path), .. } => {
-            format!("binding \"{}\" of the container on {on}", path.display())
+        Kind::Bind { from: From::Inside(path), recursive } => {
+            copy(source(path)?.as_fd(), *recursive, row.attrs)
+        }
+        Kind::Again => {
+            let itself = root.open(&row.on, row.links, OFlags::PATH)?;
+            let mount = clone(itself.as_fd(), true)?;
+            let left = set_detached(mount.as_fd(), false, row.attrs)?;
+            Ok(Detached { mount, recursive: false, left })
+        }
+        Kind::Inaccessible => {
+            let covered = root.open(&row.on, row.links, OFlags::PATH).map_err(|errno| {
+                let what = "looking for what is there";
+                let hint = "only what exists in the container can be covered";
+                anyhow::Error::new(errno).context(hinted(what, hint))
+            })?;
+            let path = Path::new("/run/host/inaccessible").join(node_like(file_type(&covered)?));
+            let node = source(&path).with_context(|| format!("opening {}", path.display()))?;
+            copy(node.as_fd(), false, row.attrs)
+        }
+        Kind::Overlay { lower, upper } => {
+            let opened = layers::Layers::open(lower, upper.as_ref(), None)?;
+            Ok(Detached::ready(opened.combine(lower, upper.as_ref(), row.attrs, root)?))
+        }
+        Kind::Part(_) | Kind::Bind { from: From::Host(_) | From::Scratch(_), .. } => {
+            bail!("a bug in rspawn: nobody opened what {} needs", describe(row))
         }
     }
 }
 
-fn mount(row: &Mount, root: &InRoot) -> Result<()> {
-    let mounted = match &row.kind {
-        Kind::Fs { fstype, options } => instance(fstype, options, row.attrs)?,
-        Kind::Bind { from, recursive } => copy(from, *recursive, row.attrs, root)?,
-    };
+/// The name of the node that covers files of a type (T-06).
+fn node_like(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Directory => "dir",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "sock",
+        FileType::CharacterDevice => "chr",
+        FileType::BlockDevice => "blk",
+        FileType::RegularFile | FileType::Symlink | FileType::Unknown => "reg",
+    }
+}
+
+/// Puts the mount of a row in its place.
+pub(super) fn place(row: &Mount, made: &Detached, root: &InRoot) -> Result<()> {
     let place = match row.point {
-        Point::Directory => root.make_dir(&row.on, row.links)?,
-        Point::LikeSource if file_type(&mounted)? != FileType::Directory => {
-            root.make_file(&row.on, row.links)?
+        Point::Directory => root.make_dir(&row.on, row.links),
+        Point::LikeSource if file_type(&made.mount)? != FileType::Directory => {
+            root.make_file(&row.on, row.links)
         }
-        Point::LikeSource => root.make_dir(&row.on, row.links)?,
-        Point::Exists => root.open(&row.on, row.links, OFlags::PATH)?,
+        Point::LikeSource => root.make_dir(&row.on, row.links),
+        Point::Exists => root.open(&row.on, row.links, OFlags::PATH).map_err(anyhow::Error::new),
     };
-    attach(mounted.as_fd(), place.as_fd())
+    let attached = place.and_then(|place| attach(&made.mount, &place));
+    attached.and_then(|()| match made.left {
+        Left::Nothing => Ok(()),
+        Left::Attributes => set_attached(made.mount.as_fd(), made.recursive, row.attrs),
+    })
 }
 
 /// Puts a detached mount in its place.
-pub(crate) fn attach(mounted: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    match move_mount(mounted, "", place, "", flags) {
-        // The kernel says so when one is a directory and the other is not (move_mount(2)).
-        Err(Errno::NOTDIR) => Err(Errno::NOTDIR).context(hinted(
+    let moved = move_mount(mounted, "", &place, "", flags);
+    let is_dir = |fd: BorrowedFd<'_>| file_type(fd).ok().map(|kind| kind == FileType::Directory);
+    // The kernel only says that something is invalid then.
+    if moved.is_err() && is_dir(mounted.as_fd()) != is_dir(place.as_fd()) {
+        return moved.context(hinted(
             "attaching the mount",
             "the source and the place must both be directories, or neither",
-        )),
-        other => other.context("attaching the mount"),
+        ));
     }
+    moved.context("attaching the mount")
 }
 
 /// A new file system, attached nowhere yet.
-fn instance<N: AsRef<str>>(fstype: &str, options: &[(N, String)], attrs: Attrs) -> Result<OwnedFd> {
+pub(crate) fn instance<N: AsRef<str>>(
+    fstype: &str,
+    options: &[(N, String)],
+    attrs: Attrs,
+) -> Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let configured = options
         .iter()
@@ -94,6 +180,20 @@ fn instance<N: AsRef<str>>(fstype: &str, options: &[(N, String)], attrs: Attrs) 
     configured.map_err(|errno| with_log(errno, context.as_fd()))
 }
 
+/// The kernel refuses a new procfs or sysfs to whoever only sees one that is partly covered: it would
+/// reveal what the cover hides (Linux, fs/namespace.c, since 4.2).
+fn explain_revealing(error: anyhow::Error) -> anyhow::Error {
+    let log = format!("{error:#}");
+    if !log.contains("too revealing") && error.downcast_ref::<Errno>() != Some(&Errno::PERM) {
+        return error;
+    }
+    error.context(hinted(
+        "making the file system",
+        "in a user namespace, as in most containers, the kernel makes no new one unless a wholly \
+         uncovered one is in sight; start rspawn outside of it",
+    ))
+}
+
 /// An overlay of a directory, attached nowhere yet. The layers are given as descriptors, so no character
 /// of their paths needs escaping and none of them can be exchanged.
 ///
@@ -104,42 +204,65 @@ pub fn overlay(
     upper: BorrowedFd<'_>,
     work: BorrowedFd<'_>,
 ) -> Result<OwnedFd> {
-    let path = |fd: BorrowedFd<'_>| {
-        use std::os::fd::AsRawFd;
-        format!("/proc/self/fd/{}", fd.as_raw_fd())
-    };
-    let options = [("lowerdir", path(lower)), ("upperdir", path(upper)), ("workdir", path(work))];
-    instance("overlay", &options, Attrs::none())
+    overlay_of(&[lower], Some((upper, work)), Attrs::none())
 }
 
-/// Something that exists, once more, attached nowhere yet.
-fn copy(from: &From, recursive: bool, attrs: Attrs, root: &InRoot) -> Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+/// Longest value of an option, in bytes (fsconfig(2)).
+const MAX_VALUE_BYTES: usize = 255;
+
+/// Like [`overlay`], of as many directories as one likes, the lowest first; the upper one with its
+/// working directory.
+pub(super) fn overlay_of(
+    lower: &[BorrowedFd<'_>],
+    upper: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
+    attrs: Attrs,
+) -> Result<OwnedFd> {
+    let path = |fd: &BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    // The kernel wants the highest first.
+    let lower = lower.iter().rev().map(path).collect::<Vec<_>>().join(":");
+    ensure!(
+        lower.len() <= MAX_VALUE_BYTES,
+        hinted("there are too many layers", "an overlay can have fifteen")
+    );
+    let mut options = vec![("lowerdir", lower)];
+    if let Some((upper, work)) = upper {
+        options.extend([("upperdir", path(&upper)), ("workdir", path(&work))]);
+    }
+    instance("overlay", &options, attrs)
+}
+
+/// A mount of what is behind a descriptor, once more.
+pub(super) fn clone(of: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    let copy = match from {
-        From::Host(path) => open_tree(CWD, path, flags)?,
-        From::Inside(path) => {
-            let source = root.open(path, crate::inroot::Links::Inside, OFlags::PATH)?;
-            open_tree(&source, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?
-        }
-    };
-    if attrs != Attrs::none() {
-        let set = u64::from(self::flags(attrs).bits());
-        mount_setattr(&copy, recursive, MountAttr { set, ..MountAttr::default() })
-            .context("setting the attributes of the mount")?;
-    }
-    Ok(copy)
+    open_tree(of, "", flags).context("copying the mount")
+}
+
+/// Something that exists, once more, attached nowhere yet.
+pub(super) fn copy(of: BorrowedFd<'_>, recursive: bool, attrs: Attrs) -> Result<Detached> {
+    let mount = clone(of, recursive)?;
+    let left = set_detached(mount.as_fd(), recursive, attrs)?;
+    Ok(Detached { mount, recursive, left })
+}
+
+/// An overlay of what was opened of the host and what is inside.
+pub(super) fn combined(row: &Mount, opened: &layers::Layers, root: &InRoot) -> Result<Detached> {
+    let Kind::Overlay { lower, upper } = &row.kind else { bail!("a bug in rspawn: no overlay") };
+    Ok(Detached::ready(opened.combine(lower, upper.as_ref(), row.attrs, root)?))
 }
 
 /// A copy of a directory's mount with everything below, attached nowhere yet.
 pub(crate) fn detached_copy(of: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(of, "", flags).context("copying the mount of the tree")
+    clone(of, true).context("copying the mount of the tree")
+}
+
+/// Mounts a file of the host on a file of the container.
+pub(crate) fn bind_onto(source: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
+    attach(&clone(source, false)?, place)
 }
 
 /// Attaches a detached mount to a path of the host.
@@ -148,14 +271,9 @@ pub(crate) fn attach_on_host(mounted: BorrowedFd<'_>, on: &Path) -> Result<()> {
         .with_context(|| format!("attaching the container's root to {}", on.display()))
 }
 
-fn flags(attrs: Attrs) -> MountAttrFlags {
-    let mut flags = MountAttrFlags::empty();
-    flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, attrs.read_only);
-    flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, attrs.nosuid);
-    flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, attrs.nodev);
-    flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, attrs.noexec);
-    flags.set(MountAttrFlags::MOUNT_ATTR_STRICTATIME, attrs.strictatime);
-    flags
+/// Makes an attached mount, with everything below, read-only (CLI-23).
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> Result<()> {
+    set_attached(mount, true, Attrs { read_only: true, ..Attrs::none() })
 }
 
 /// Adds what the file system itself says of a failure; it writes lines like `e overlay: …` to its

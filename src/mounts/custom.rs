@@ -4,7 +4,7 @@
 //! hides another that was asked for (M-01).
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Attrs, From, Kind, Mount, Need, Point, Stage};
 use crate::inroot::Links;
@@ -35,6 +35,17 @@ pub enum CustomKind {
         /// As mount(8) takes them.
         options: String,
     },
+    /// `--overlay=`, `--overlay-ro=`.
+    Overlay {
+        /// From the lowest to the one below the top; at least one.
+        lower: Vec<From>,
+        /// The top, which takes the writes.
+        upper: From,
+        /// `--overlay-ro=`: the top is only looked at.
+        read_only: bool,
+    },
+    /// `--inaccessible=`.
+    Inaccessible,
 }
 
 /// The rows of the user's mounts.
@@ -54,9 +65,34 @@ fn row(mount: &Custom) -> Mount {
             let (options, attrs) = tmpfs(options);
             (Kind::Fs { fstype: "tmpfs", options }, attrs, Point::Directory)
         }
+        CustomKind::Overlay { lower, upper, read_only } => {
+            let attrs = Attrs { read_only: *read_only, ..Attrs::none() };
+            let kind = match read_only {
+                false => Kind::Overlay { lower: lower.clone(), upper: Some(upper.clone()) },
+                true => {
+                    let lower = lower.iter().chain([upper]).cloned().collect();
+                    Kind::Overlay { lower, upper: None }
+                }
+            };
+            (kind, attrs, Point::Directory)
+        }
+        CustomKind::Inaccessible => {
+            // Root may write to what has no permissions, so the mount is what forbids it.
+            let attrs = Attrs { read_only: true, ..HARMLESS };
+            (Kind::Inaccessible, attrs, Point::Exists)
+        }
     };
-    let (stage, need) = (Stage::Outer, Need::Must);
+    let (stage, need) = (stage_of(&mount.on), Need::Must);
     Mount { stage, on: mount.on.clone(), kind, attrs, need, point, links: Links::Inside }
+}
+
+const HARMLESS: Attrs = Attrs { nosuid: true, nodev: true, noexec: true, ..Attrs::none() };
+
+/// Places where only the inner stage mounts the file system that holds them.
+const OF_INNER: [&str; 3] = ["/proc", "/sys", "/dev/mqueue"];
+
+fn stage_of(on: &Path) -> Stage {
+    if OF_INNER.iter().any(|place| on.starts_with(place)) { Stage::Inner } else { Stage::Outer }
 }
 
 /// Parts what the file system understands from what every mount has. nodev and strictatime unless the
@@ -111,6 +147,33 @@ mod tests {
                 "outer /a/b             rbind of /x",
             ]
         );
+    }
+
+    /// M-03, M-04.
+    #[test]
+    fn overlays_and_covers_are_rows_like_the_others() {
+        let overlay = |read_only| {
+            let lower = vec![From::Host("/low".into()), From::Inside("/etc".into())];
+            let kind = CustomKind::Overlay { lower, upper: From::Scratch(0), read_only };
+            Custom { on: "/o".into(), kind }
+        };
+        let cover = Custom { on: "/proc/cpuinfo".into(), kind: CustomKind::Inaccessible };
+        assert_eq!(
+            shown(&[overlay(false), overlay(true), cover]),
+            [
+                "outer /o               overlay of /low, /etc inside under a new directory",
+                "outer /o               overlay of /low, /etc inside, a new directory ro",
+                "inner /proc/cpuinfo    inaccessible ro nosuid nodev noexec",
+            ]
+        );
+    }
+
+    /// MNT-01, MNT-04: what is below a file system that comes later must come later still.
+    #[test]
+    fn what_lies_below_proc_and_sys_is_mounted_inside() {
+        let stage = |on: &str| stage_of(Path::new(on));
+        assert_eq!(["/proc/x", "/sys", "/dev/mqueue/q"].map(stage), [Stage::Inner; 3]);
+        assert_eq!(["/procession", "/dev/x", "/tmp"].map(stage), [Stage::Outer; 3]);
     }
 
     #[test]

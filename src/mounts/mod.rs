@@ -1,19 +1,30 @@
 //! What is mounted where? Rows, and one interpreter.
 //!
 //! [`table()`] makes the rows that every container gets, [`custom()`] those that the user asked for; both are
-//! pure. [`apply()`] is the only function of the program that mounts something into a container. A row
-//! carries what the interpreter needs and no condition: conditions are `if`s where rows are made.
+//! pure. [`apply()`] and [`Opened::mount`] are the only functions of the program that mount something into
+//! a container. A row carries what the interpreter needs and no condition: conditions are `if`s where rows
+//! are made.
 
 mod apply;
+mod attributes;
 mod custom;
 mod disk;
+mod layers;
+mod opened;
+mod partial;
+mod scratch;
 mod table;
 
 pub use apply::{apply, overlay};
-pub(crate) use apply::{attach, attach_on_host, detached_copy};
+pub(crate) use apply::{
+    attach, attach_on_host, bind_onto, detached_copy, instance, make_read_only,
+};
 pub use custom::{Custom, CustomKind, custom};
 pub(crate) use disk::disk;
-pub use table::table;
+pub use opened::Opened;
+pub use partial::Part;
+pub use scratch::Scratch;
+pub use table::{Api, Writable, table};
 pub(crate) use table::{BOOT_ID, EMPTY};
 
 use std::borrow::Cow;
@@ -53,13 +64,25 @@ pub enum Point {
     LikeSource,
 }
 
-/// Where the files of a bind come from.
+/// Where the files of a bind, or of a layer, come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum From {
     /// An absolute path of the host.
     Host(PathBuf),
     /// A path inside the container's tree.
     Inside(PathBuf),
+    /// A new directory of the host that goes with the session; they are counted from 0.
+    Scratch(usize),
+}
+
+impl fmt::Display for From {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(path) => write!(f, "{}", path.display()),
+            Self::Inside(path) => write!(f, "{} inside", path.display()),
+            Self::Scratch(_) => f.write_str("a new directory"),
+        }
+    }
 }
 
 /// What is mounted.
@@ -79,6 +102,20 @@ pub enum Kind {
         /// With everything mounted below it.
         recursive: bool,
     },
+    /// What is in the place already, once more and with everything mounted below it, so that the place
+    /// can have attributes of its own; what is below keeps its own.
+    Again,
+    /// Directories on top of each other (M-04).
+    Overlay {
+        /// From the lowest to the one below the top.
+        lower: Vec<From>,
+        /// What takes the writes, if anything does.
+        upper: Option<From>,
+    },
+    /// Some directories of a new instance of a file system.
+    Part(Part),
+    /// A node without permissions, of the same type as what is in the place (M-03).
+    Inaccessible,
 }
 
 /// Attributes of a mount, as `mount(8)` names them.
@@ -179,12 +216,18 @@ impl fmt::Display for Mount {
                 }
             }
             Kind::Bind { from, recursive } => {
-                f.write_str(if *recursive { "rbind of " } else { "bind of " })?;
-                match from {
-                    From::Host(path) => write!(f, "{}", path.display())?,
-                    From::Inside(path) => write!(f, "{} inside", path.display())?,
-                }
+                write!(f, "{} of {from}", if *recursive { "rbind" } else { "bind" })?;
             }
+            Kind::Again => f.write_str("itself")?,
+            Kind::Overlay { lower, upper } => {
+                let lower: Vec<_> = lower.iter().map(ToString::to_string).collect();
+                write!(f, "overlay of {}", lower.join(", "))?;
+                upper.iter().try_for_each(|upper| write!(f, " under {upper}"))?;
+            }
+            Kind::Part(part) => {
+                write!(f, "{} with only {}", part.fstype, part.shown.join(", "))?;
+            }
+            Kind::Inaccessible => f.write_str("inaccessible")?,
         }
         for word in self.attrs.words() {
             write!(f, " {word}")?;

@@ -96,11 +96,11 @@ fn put(part: &Part, has_boot: bool, holder: Option<&OwnedFd>, tree: &InRoot) -> 
         },
     };
     let Some(place) = place else { return Ok(()) };
-    mounts::attach(part.mount.as_fd(), place.as_fd())?;
+    mounts::attach(&part.mount, &place)?;
     if let Some(holder) = holder.filter(|_| part.can_be_covered) {
         let cover = cover(holder, part)?;
         // The part is on top of the place now.
-        mounts::attach(cover.as_fd(), part.mount.as_fd())?;
+        mounts::attach(&cover, &part.mount)?;
     }
     Ok(())
 }

@@ -146,15 +146,23 @@ mod tests {
         bytes
     }
 
+    const EXT4: (usize, &[u8]) = (0x438, b"\x53\xef");
+    const XFS: (usize, &[u8]) = (0, b"XFSB");
+    const BTRFS: (usize, &[u8]) = (0x10040, b"_BHRfS_M");
+    const FAT16: (usize, &[u8]) = (0x36, b"FAT16   ");
+    const FAT32: (usize, &[u8]) = (0x52, b"FAT32   ");
+    const LUKS: (usize, &[u8]) = (0, b"LUKS\xba\xbe");
+    const SWAP: (usize, &[u8]) = (0xff6, b"SWAPSPACE2");
+
     /// IMG-17.
     #[rstest]
-    #[case(&[(0x438, b"\x53\xef".as_slice())], Ok("ext4"))]
-    #[case(&[(0x10040, b"_BHRfS_M")], Ok("btrfs"))]
-    #[case(&[(0x52, b"FAT32   ")], Ok("vfat"))]
-    #[case::both_fat_words_are_one_thing(&[(0x52, b"FAT32   "), (0x36, b"FAT16   ")], Ok("vfat"))]
-    #[case::ambiguous(&[(0, b"XFSB"), (0x438, b"\x53\xef")], Err("not clear"))]
-    #[case::luks(&[(0, b"LUKS\xba\xbe")], Err("encrypted"))]
-    #[case::swap(&[(0xff6, b"SWAPSPACE2")], Err("swap"))]
+    #[case(&[EXT4], Ok("ext4"))]
+    #[case(&[BTRFS], Ok("btrfs"))]
+    #[case(&[FAT32], Ok("vfat"))]
+    #[case::both_fat_words_are_one_thing(&[FAT32, FAT16], Ok("vfat"))]
+    #[case::ambiguous(&[XFS, EXT4], Err("not clear"))]
+    #[case::luks(&[LUKS], Err("encrypted"))]
+    #[case::swap(&[SWAP], Err("swap"))]
     #[case::nothing(&[], Err("no file system is known"))]
     fn content_is_told_by_its_magic_number(
         #[case] magics: &[(usize, &[u8])],
@@ -169,14 +177,14 @@ mod tests {
 
     #[test]
     fn what_lies_behind_the_partition_is_not_looked_at() {
-        let bytes = with(&[(0x10040, b"_BHRfS_M")]);
+        let bytes = with(&[BTRFS]);
         assert!(probe(&*bytes, 4096, 0x10040).is_err());
         assert!(probe(&*bytes, 4096, 0x10048).is_ok());
     }
 
     #[test]
     fn luks_comes_with_a_hint() {
-        let error = probe(&*with(&[(0, b"LUKS\xba\xbe")]), 4096, 8192).unwrap_err();
+        let error = probe(&*with(&[LUKS]), 4096, 8192).unwrap_err();
         assert!(crate::errors::Report::of(&error).hint.unwrap().contains("cryptsetup"));
     }
 }

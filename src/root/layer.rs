@@ -303,7 +303,7 @@ fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// Makes a holder and locks it before anyone can take it for a leftover.
-fn hold(place: &Path, name: &OsStr) -> Result<(OwnedFd, CString), Errno> {
+pub(crate) fn hold(place: &Path, name: &OsStr) -> Result<(OwnedFd, CString), Errno> {
     let parent = open_host_directory(place)?;
     loop {
         let mut random = [0; 8];
@@ -340,7 +340,7 @@ fn holders(place: &Path) -> std::io::Result<Vec<CString>> {
 }
 
 /// Removes the holders in `place` that nobody locks. What cannot be removed is told and left.
-pub(super) fn sweep(place: &Path) {
+pub(crate) fn sweep(place: &Path) {
     // No such place, or not readable: nothing of ours can be there.
     let Ok(found) = holders(place) else { return };
     let Ok(parent) = open_host_directory(place) else { return };

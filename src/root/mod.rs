@@ -17,8 +17,11 @@ mod throwaway;
 
 pub use attach::Mounted;
 
+pub(crate) use layer::{hold, sweep as sweep_place};
+pub(crate) use remove::tree as remove_tree;
+
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -35,7 +38,7 @@ use crate::ids::{self, Id};
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
 use crate::settings::value::ImagePolicy;
-use crate::spec::Start;
+use crate::spec::{Knobs, Start};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
@@ -163,6 +166,14 @@ impl Root {
         self.machine_id.as_ref()
     }
 
+    /// The tree itself, where it is a directory without a throw-away layer over it.
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        match &self.source {
+            Source::Directory(tree) => Some(tree.as_fd()),
+            Source::Layer(..) | Source::Image { .. } => None,
+        }
+    }
+
     /// New mounts of the root, attached nowhere yet, for one run of the container.
     pub fn mounted(&mut self) -> Result<Mounted> {
         let tree = match &mut self.source {
@@ -187,17 +198,21 @@ pub fn acquire(
     spec: &RootSpec,
     start: &Start,
     verbosity: Verbosity,
+    knobs: &Knobs,
     undo: &mut Undo,
 ) -> Result<Root> {
     let path = spec.source();
     match spec {
         RootSpec::Directory { access, .. } => {
-            let (source, machine_id) = tree(path, start)?;
-            let locks = lock::tree(path, source.as_fd(), *access)?;
+            let (source, machine_id) = tree(path, start, knobs)?;
+            let locks = match knobs.locks {
+                true => lock::tree(path, source.as_fd(), *access)?,
+                false => Vec::new(),
+            };
             Ok(Root { source: Source::Directory(source), machine_id, _locks: locks })
         }
         RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
-            let (source, machine_id) = tree(path, start)?;
+            let (source, machine_id) = tree(path, start, knobs)?;
             let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
             Ok(Root { source: Source::Layer(source, layer), machine_id, _locks: Vec::new() })
         }
@@ -206,13 +221,17 @@ pub fn acquire(
             let Throwaway { image, holder, locks } = match throw_away {
                 None => {
                     let file = image::open(path, *access)?;
-                    let locks = lock::image(path, file.as_fd(), *access)?;
+                    let locks = match knobs.locks {
+                        true => lock::image(path, file.as_fd(), *access)?,
+                        false => Vec::new(),
+                    };
                     let image = Image::attach(file, path, *access, policy)?;
                     Throwaway { image, holder: None, locks }
                 }
                 Some(Ladder { rungs, elsewhere }) => {
-                    let access = *access;
-                    let wanted = Wanted { path, access, policy, rungs, elsewhere, verbosity };
+                    let (access, locks) = (*access, knobs.locks);
+                    let wanted =
+                        Wanted { path, access, policy, rungs, elsewhere, locks, verbosity };
                     throwaway::make(&wanted, undo)?
                 }
             };
@@ -228,10 +247,10 @@ pub fn acquire(
 }
 
 /// A directory that holds an OS tree, and the id that it has.
-fn tree(path: &Path, start: &Start) -> Result<(OwnedFd, Option<Id>)> {
+fn tree(path: &Path, start: &Start, knobs: &Knobs) -> Result<(OwnedFd, Option<Id>)> {
     let source = open_source(path)?;
     let root = InRoot::new(source.try_clone().context("keeping hold of the tree")?);
-    check(path, &root, start)?;
+    check(path, &root, start, knobs)?;
     Ok((source, ids::of_tree(&root)))
 }
 
@@ -251,9 +270,10 @@ fn open_source(path: &Path) -> Result<OwnedFd> {
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
 /// That there is an OS tree: with an init, one that says which OS it is; otherwise a /usr.
-fn check(path: &Path, root: &InRoot, start: &Start) -> Result<()> {
+fn check(path: &Path, root: &InRoot, start: &Start, knobs: &Knobs) -> Result<()> {
     let shown = path.display();
     let (found, lacks) = match start {
+        Start::Init { .. } if !knobs.checks_os_release => return Ok(()),
         Start::Init { .. } => {
             (OS_RELEASE.iter().any(|file| root.holds(Path::new(file))), "os-release file")
         }

@@ -24,7 +24,7 @@ struct Level {
 ///
 /// # Errors
 /// At the first thing that cannot be removed.
-pub(super) fn tree(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+pub(crate) fn tree(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     let mut levels: Vec<Level> = Vec::new();
     let mut next = Some(name.to_owned());
     loop {

@@ -36,6 +36,8 @@ pub(super) struct Wanted<'a> {
     pub(super) rungs: &'a [Rung],
     /// Where an upper layer is made if not next to the image.
     pub(super) elsewhere: &'a [PathBuf],
+    /// Whether the image is locked while it is used.
+    pub(super) locks: bool,
     pub(super) verbosity: Verbosity,
 }
 
@@ -80,8 +82,9 @@ pub(super) fn make(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Throwaway> {
 
 fn over(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Result<Throwaway, Refused>> {
     let file = image::open(wanted.path, Access::Read)?;
-    let locks = match lock::image(wanted.path, file.as_fd(), Access::Read) {
-        Ok(locks) => locks,
+    let locks = wanted.locks.then(|| lock::image(wanted.path, file.as_fd(), Access::Read));
+    let locks = match locks.transpose() {
+        Ok(locks) => locks.unwrap_or_default(),
         Err(error) => return Ok(Err(Refused(format!("{error:#}")))),
     };
     let stat = rustix::fs::fstat(&file).context("looking at the image")?;

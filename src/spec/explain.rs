@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Calls, Limits, Network, Spec, Start};
+use super::{Calls, Knobs, Limits, Network, Spec, Start};
 use crate::mounts::{Mount, custom, table};
 use crate::root::{Access, Ladder, RootSpec, Rung};
 
@@ -32,7 +32,7 @@ pub fn json(spec: &Spec) -> String {
 }
 
 fn rows(spec: &Spec) -> Vec<Mount> {
-    let mut rows = table();
+    let mut rows = table(&spec.api);
     rows.extend(custom(&spec.mounts));
     rows
 }
@@ -50,6 +50,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     let environment = spec.environment.iter().map(|(name, value)| format!("{name}={value}"));
     facts.push(("environment", environment.collect::<Vec<_>>().join(" ")));
+    if !spec.credentials.is_empty() {
+        let credentials: Vec<_> = spec.credentials.iter().map(ToString::to_string).collect();
+        facts.push(("credentials", credentials.join(", ")));
+    }
     let network = match spec.network {
         Network::Host => "the host's",
         Network::Private => "private, loopback only",
@@ -57,6 +61,15 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     facts.push(("network", network.to_owned()));
     let console = if spec.wiring.pty { "pseudo-terminal" } else { "our own streams" };
     facts.push(("console", console.to_owned()));
+    if spec.handover.count() > 0 {
+        facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));
+    }
+    if spec.notify_ready {
+        facts.push(("ready", "when the container says so".to_owned()));
+    }
+    if spec.knobs != Knobs::default() {
+        facts.push(("variables", knobs(&spec.knobs)));
+    }
     facts.push(("capabilities", spec.capabilities.to_string()));
     facts.push(("system-calls", calls(spec.calls.as_ref())));
     if spec.limits != Limits::default() {
@@ -127,4 +140,15 @@ fn limits(limits: &Limits) -> String {
     }
     words.extend(limits.personality.map(|personality| format!("personality={personality:?}")));
     words.join(" ")
+}
+
+fn knobs(knobs: &Knobs) -> String {
+    let mut words = Vec::new();
+    words.extend((!knobs.locks).then(|| "the root is not locked".to_owned()));
+    words.extend((!knobs.checks_os_release).then(|| "os-release is not looked for".to_owned()));
+    words.extend((!knobs.cgroup_namespace).then(|| "the host's cgroups are seen".to_owned()));
+    if knobs.service != Knobs::default().service {
+        words.push(format!("container={}", knobs.service));
+    }
+    words.join(", ")
 }

@@ -12,8 +12,10 @@ use std::path::PathBuf;
 
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
+use crate::credentials::Wanted;
 use crate::errors::Verbosity;
-use crate::mounts::Custom;
+use crate::handover::Handover;
+use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
@@ -39,8 +41,14 @@ pub struct Spec {
     pub user: User,
     /// Its working directory, in the container.
     pub chdir: Option<PathBuf>,
+    /// What the file systems of the kernel are like.
+    pub api: Api,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
+    /// Where new directories for empty sources are made, in this order.
+    pub scratch_places: Vec<PathBuf>,
+    /// What is handed to it in secret (T-05).
+    pub credentials: Vec<Wanted>,
     /// Whose network it sees.
     pub network: Network,
     /// How it reaches the user's terminal.
@@ -49,6 +57,8 @@ pub struct Spec {
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
     pub capabilities: CapSet,
+    /// Whether CAP_MKNOD was asked for, and so is kept where nothing guards the devices (R10).
+    pub makes_nodes: bool,
     /// What a command of another user than root keeps of them (S-01).
     pub ambient: CapSet,
     /// Which system calls it may make; `None` is all of them, as `SYSTEMD_SECCOMP=0` says (F-05).
@@ -57,10 +67,36 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
+    /// Which of our caller's descriptors are the payload's (FDS-02).
+    pub handover: Handover,
+    /// Whether the container is ready only once it says so (E-07).
+    pub notify_ready: bool,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
+    /// What variables of systemd-nspawn's own say.
+    pub knobs: Knobs,
+}
+
+/// What is done unless a `SYSTEMD_NSPAWN_*` variable says otherwise (F-05).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Knobs {
+    /// Whether the root is locked (SNP-50).
+    pub locks: bool,
+    /// Whether a tree that is booted must have an os-release file (CHK-01).
+    pub checks_os_release: bool,
+    /// Whether the container sees its own cgroup as the root of all.
+    pub cgroup_namespace: bool,
+    /// What the container takes for its manager: `container=` of its environment.
+    pub service: String,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        let service = "systemd-nspawn".to_owned();
+        Self { locks: true, checks_os_release: true, cgroup_namespace: true, service }
+    }
 }
 
 /// Which system calls the payload may make (S-03, E-08).

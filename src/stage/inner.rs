@@ -23,23 +23,33 @@ use super::payload;
 use super::protocol::{FromInner, ToInner};
 use super::user::{self, Identity};
 use crate::console::pty;
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
-use crate::mounts::{self, Stage};
+use crate::mounts::{self, Opened, Stage};
 use crate::security::{caps, limits, seccomp};
 use crate::settings::value::Limit;
 use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
-pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>) -> Result<()> {
-    keep_only(&[link.as_fd()]).context("closing what the container must not see")?;
+pub(super) fn run(
+    spec: &Spec,
+    machine_id: &Id,
+    credentials: &[Credential],
+    mut custom: Opened,
+    link: &Link<FromInner, ToInner>,
+) -> Result<()> {
+    let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
+    keep_only(spec.handover.end(), &kept).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
     let root = InRoot::new(open_directory("/")?);
-    mounts::apply(&mounts::table(), Stage::Inner, &root)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
+    custom.mount(Stage::Inner, &root)?;
+    drop(custom);
     let console = connect_console(spec, &root, link)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
     if spec.network == Network::Private {
@@ -53,6 +63,7 @@ pub(super) fn run(spec: &Spec, machine_id: &Id, link: &Link<FromInner, ToInner>)
     if let Some(number) = console.filter(|_| !user.is_root()) {
         user::give_console(&root, number, &user)?;
     }
+    credentials::mount(&root, credentials, user.uid, user.gid)?;
     drop(root);
     link.send(&FromInner::Ready, None)?;
     match link.recv()? {
@@ -125,6 +136,7 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
     if let Some(personality) = spec.limits.personality {
         limits::set_personality(personality).context("--personality=")?;
     }
+    limits::clear_securebits()?;
     limits::join_own_keyring()?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let proc = root

@@ -15,14 +15,15 @@ use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_deat
 use super::link::Link;
 use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
 use super::{Parent, fork, inner};
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
-use crate::mounts::{self, Stage};
+use crate::mounts::{self, Opened, Scratch, Stage};
+use crate::notify::Inbox;
 use crate::root::{Access, Mounted};
 use crate::security::limits::{self, Personality};
 use crate::spec::{Network, Spec};
-use crate::sys::mount::{MountAttr, mount_setattr};
 use crate::sys::process::keep_only;
 use crate::tree;
 
@@ -31,43 +32,54 @@ pub(super) struct Outer<'a> {
     pub(super) spec: &'a Spec,
     pub(super) ids: &'a Ids,
     pub(super) root: Mounted,
+    pub(super) scratch: &'a Scratch,
+    /// To be named in the container; the supervisor reads it.
+    pub(super) inbox: &'a Inbox,
+    pub(super) credentials: &'a [Credential],
     pub(super) link: &'a Link<FromOuter, ToOuter>,
     pub(super) inner_link: &'a Link<FromInner, ToInner>,
 }
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
-    let Outer { spec, ids, root, link, inner_link } = outer;
-    let kept: Vec<_> = [link.as_fd(), inner_link.as_fd()].into_iter().chain(root.fds()).collect();
-    keep_only(&kept).context("closing what this stage does not need")?;
+    let Outer { spec, ids, root, scratch, credentials, inbox, link, inner_link } = outer;
+    let kept: Vec<_> = [link.as_fd(), inner_link.as_fd(), inbox.as_fd()]
+        .into_iter()
+        .chain(root.fds())
+        .chain(scratch.fds())
+        .collect();
+    keep_only(spec.handover.end(), &kept).context("closing what this stage does not need")?;
     set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
     // Files of the tree get the modes that are asked for, whatever the caller's umask (G-09).
     rustix::process::umask(rustix::fs::Mode::empty());
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", slave).context("keeping our mounts from the host")?;
+    let mut custom = Opened::open(mounts::custom(&spec.mounts), scratch)?;
     let tree = root.attach()?;
     if root.is_secondary() && spec.limits.personality.is_none() {
         limits::set_personality(Personality::Secondary).context("becoming a 32-bit machine")?;
     }
     tree::skeleton(&tree)?;
     if spec.root.access() == Access::Read {
-        let set = rustix::mount::MountAttrFlags::MOUNT_ATTR_RDONLY.bits();
-        mount_setattr(&tree, true, MountAttr { set: set.into(), ..MountAttr::default() })
-            .context("making the tree read-only")?;
+        mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
     }
-    let rows = mounts::table();
-    mounts::apply(&rows, Stage::Outer, &tree)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
-    mounts::apply(&mounts::custom(&spec.mounts), Stage::Outer, &tree)?;
+    inbox.appear(&tree)?;
+    if !credentials.is_empty() {
+        credentials::make_place(&tree)?;
+    }
+    tree::covers(&tree)?;
+    custom.mount(Stage::Outer, &tree)?;
     switch_root(&tree)?;
     let child = fork(
         namespaces(spec),
         Parent::OurParent,
-        || inner::run(spec, &ids.machine, inner_link),
+        || inner::run(spec, &ids.machine, credentials, custom, inner_link),
         |error| inner::tell(inner_link, &error),
     )
     .context("making the container's namespaces")?;
-    link.send(&FromOuter::Inner, Some(child.pidfd.as_fd()))
+    link.send(&FromOuter::Inner(child.pid), Some(child.pidfd.as_fd()))
 }
 
 /// Tells the supervisor why this stage is over.
@@ -86,11 +98,9 @@ fn switch_root(tree: &InRoot) -> Result<()> {
 }
 
 fn namespaces(spec: &Spec) -> libc::c_int {
-    let own = libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWCGROUP;
+    let cgroup = if spec.knobs.cgroup_namespace { libc::CLONE_NEWCGROUP } else { 0 };
+    let own =
+        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | cgroup;
     match spec.network {
         Network::Host => own,
         Network::Private => own | libc::CLONE_NEWNET,

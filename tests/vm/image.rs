@@ -16,10 +16,8 @@ use harness::guest::{Guest, Subject};
 use loopdev::LoopControl;
 use rustix::process::Signal;
 
-const LOOP: Need = Need::Module("loop");
-const EXT4: Need = Need::Tool("mkfs.ext4");
-const VFAT: [Need; 5] =
-    [LOOP, EXT4, Need::Tool("mkfs.vfat"), Need::Tool("mcopy"), Need::Module("vfat")];
+pub(crate) const LOOP: Need = Need::Module("loop");
+pub(crate) const EXT4: Need = Need::Tool("mkfs.ext4");
 
 cases![
     partitions_are_mounted_by_their_types: [LOOP, EXT4],
@@ -35,10 +33,6 @@ cases![
     compressed_file_systems_are_mounted: [LOOP, Need::Tool("mksquashfs"), Need::Tool("mkfs.erofs"),
         Need::Module("squashfs"), Need::Module("erofs")],
     btrfs_is_mounted: [LOOP, Need::Tool("mkfs.btrfs"), Need::Module("btrfs")],
-    the_boot_partition_goes_to_efi_if_that_is_empty: [VFAT[0], VFAT[1], VFAT[2], VFAT[3], VFAT[4]],
-    the_boot_partition_goes_to_boot_if_there_is_no_efi: [VFAT[0], VFAT[1], VFAT[2], VFAT[3], VFAT[4]],
-    the_boot_partition_is_left_where_its_place_is_not_empty: [VFAT[0], VFAT[1], VFAT[2], VFAT[3], VFAT[4]],
-    an_extended_boot_partition_has_boot_for_itself: [VFAT[0], VFAT[1], VFAT[2], VFAT[3], VFAT[4]],
     partitions_have_no_devices: [LOOP, EXT4],
     a_block_device_is_an_image_too: [LOOP, EXT4],
     nothing_stays_attached_when_the_launcher_is_killed: [LOOP, EXT4],
@@ -53,12 +47,6 @@ cases![
     a_journal_is_no_hindrance_to_reading: [LOOP, EXT4],
     an_image_survives_the_reboot_of_its_container: [LOOP, EXT4],
     links_of_the_image_lead_nowhere_outside: [LOOP, EXT4],
-    a_throw_away_run_changes_no_byte_of_the_image: [LOOP, EXT4],
-    every_way_to_a_throw_away_image_serves: [LOOP, EXT4],
-    blocks_are_shared_where_the_file_system_can: [LOOP, EXT4, Need::Fs("btrfs")],
-    many_throw_away_containers_run_from_one_image: [LOOP, EXT4],
-    a_writer_does_not_disturb_a_throw_away_run: [LOOP, EXT4],
-    the_layer_of_a_killed_run_is_removed_by_the_next: [LOOP, EXT4],
 ];
 
 /// A root with the places that partitions go to.
@@ -78,7 +66,7 @@ pub(crate) fn container(t: &Guest, image: &Path) -> Container {
     t.command().arg("-i").arg(image)
 }
 
-fn disk(t: &Guest) -> Builder {
+pub(crate) fn disk(t: &Guest) -> Builder {
     Builder::new(t.scratch())
 }
 
@@ -243,53 +231,6 @@ fn btrfs_is_mounted(t: &Guest) -> Result<()> {
     let tree = root(t).build()?;
     let image = disk(t).part(kind::ROOT, Fs::Btrfs, tree.path()).build()?;
     container(t, image.path()).sh("touch /new && echo done")?.prints("done")?;
-    Ok(())
-}
-
-const MOUNTED: &str =
-    "for dir in /efi /boot; do if test -e $dir/esp; then echo $dir; fi; done; echo end";
-
-fn with_esp(t: &Guest, tree: harness::fixture::tree::Builder) -> Result<Image> {
-    let (tree, esp) = (tree.build()?, holding(t, "esp", "")?);
-    disk(t).part(kind::ESP, Fs::Vfat, esp.path()).part(kind::ROOT, Fs::Ext4, tree.path()).build()
-}
-
-/// IMG-20.
-fn the_boot_partition_goes_to_efi_if_that_is_empty(t: &Guest) -> Result<()> {
-    let image = with_esp(t, root(t).dir("efi").dir("boot"))?;
-    container(t, image.path()).sh(MOUNTED)?.prints("/efi\nend")?;
-    Ok(())
-}
-
-/// IMG-20.
-fn the_boot_partition_goes_to_boot_if_there_is_no_efi(t: &Guest) -> Result<()> {
-    let image = with_esp(t, root(t).dir("boot"))?;
-    container(t, image.path()).sh(MOUNTED)?.prints("/boot\nend")?;
-    Ok(())
-}
-
-/// IMG-20: no error.
-fn the_boot_partition_is_left_where_its_place_is_not_empty(t: &Guest) -> Result<()> {
-    let image = with_esp(t, root(t).file("efi/file", "").file("boot/file", ""))?;
-    container(t, image.path()).sh(MOUNTED)?.prints("end")?;
-    drop(image);
-    let image = with_esp(t, root(t))?;
-    container(t, image.path()).sh(MOUNTED)?.prints("end")?;
-    Ok(())
-}
-
-/// I-04: the ESP does not cover the XBOOTLDR partition, even if that is empty.
-fn an_extended_boot_partition_has_boot_for_itself(t: &Guest) -> Result<()> {
-    let (tree, esp) = (root(t).dir("boot").build()?, holding(t, "esp", "")?);
-    let loader = holding(t, "loader", "")?;
-    let image = disk(t)
-        .part(kind::ESP, Fs::Vfat, esp.path())
-        .part(kind::XBOOTLDR, Fs::Vfat, loader.path())
-        .part(kind::ROOT, Fs::Ext4, tree.path())
-        .build()?;
-    container(t, image.path())
-        .sh("test -e /boot/loader && ! test -e /boot/esp && echo done")?
-        .prints("done")?;
     Ok(())
 }
 
@@ -522,107 +463,5 @@ fn links_of_the_image_lead_nowhere_outside(t: &Guest) -> Result<()> {
     container(t, image.path()).sh(&script)?.prints("home")?;
     ensure!(std::fs::read_dir(&outside)?.next().is_none(), "something was made outside");
     std::fs::remove_dir(&outside)?;
-    Ok(())
-}
-
-/// Changes both file systems of [`two`].
-const CHANGES: &str =
-    "echo new > /new && echo new > /home/new && rm /etc/os-release && cat /home/home && echo :done";
-
-fn two(t: &Guest) -> Result<Image> {
-    let (tree, home) = (root(t).build()?, holding(t, "home", "home")?);
-    disk(t).part(kind::ROOT, Fs::Ext4, tree.path()).part(kind::HOME, Fs::Ext4, home.path()).build()
-}
-
-/// SNP-03, SNP-42, CON-07.
-fn a_throw_away_run_changes_no_byte_of_the_image(t: &Guest) -> Result<()> {
-    let image = two(t)?;
-    let before = image.checksum()?;
-    container(t, image.path()).arg("-x").sh(CHANGES)?.prints("home:done")?;
-    container(t, image.path()).arg("-x").sh("exit 3")?.exits(3)?;
-    container(t, image.path()).arg("-x").arg("--bind=/no/such/source").sh("true")?.exits(1)?;
-    container(t, image.path())
-        .args(["-x", "--read-only"])
-        .sh("! touch /new && echo done")?
-        .prints("done")?;
-    ensure!(image.checksum()? == before, "the image was changed");
-    Ok(())
-}
-
-/// SNP-03: no copy is needed where an overlay can lie next to the image. systemd-nspawn copies.
-fn every_way_to_a_throw_away_image_serves(t: &Guest) -> Result<()> {
-    let image = two(t)?;
-    let before = image.checksum()?;
-    for (mode, fs) in [("overlay", "overlay"), ("copy", "ext4")] {
-        let with = || container(t, image.path()).arg(format!("--ephemeral={mode}"));
-        with().sh(CHANGES)?.prints("home:done")?;
-        let script = format!("grep -c '^[^ ]* [^ ]* {fs} ' /proc/self/mounts");
-        with().sh(&script)?.prints("2")?;
-    }
-    container(t, image.path()).arg("--ephemeral=snapshot").sh("true")?.fails_with("directories")?;
-    ensure!(image.checksum()? == before, "the image was changed");
-    Ok(())
-}
-
-/// SNP-20, DEF-02.
-fn blocks_are_shared_where_the_file_system_can(t: &Guest) -> Result<()> {
-    let image = two(t)?;
-    let before = image.checksum()?;
-    container(t, image.path()).arg("--ephemeral=reflink").sh(CHANGES)?.prints("home:done")?;
-    let run = container(t, image.path()).args(["-x", "-v"]).sh(CHANGES)?;
-    run.prints("home:done")?;
-    ensure!(run.stderr.contains("reflink copy: ok"), "it was another way\n{run}");
-    ensure!(image.checksum()? == before, "the image was changed");
-    Ok(())
-}
-
-/// SNP-52.
-fn many_throw_away_containers_run_from_one_image(t: &Guest) -> Result<()> {
-    let image = plain(t)?;
-    let mut all = Vec::new();
-    for number in 0..3 {
-        let script = format!("echo {number} > /number; echo up; cat > /dev/null; cat /number");
-        all.push(container(t, image.path()).arg("-x").start(&script)?);
-    }
-    for running in &mut all {
-        running.next_line()?;
-    }
-    for (number, mut running) in all.into_iter().enumerate() {
-        running.end()?.prints(&number.to_string())?;
-    }
-    Ok(())
-}
-
-/// SNP-52: the copy is locked, not the image; an overlay is only used while nobody writes below it.
-fn a_writer_does_not_disturb_a_throw_away_run(t: &Guest) -> Result<()> {
-    const WAIT: &str = "echo up; cat > /dev/null";
-    let image = plain(t)?;
-    let mut writer = container(t, image.path()).start(WAIT)?;
-    writer.next_line()?;
-    container(t, image.path()).arg("-x").sh("echo done")?.prints("done")?;
-    container(t, image.path()).arg("--ephemeral=overlay").sh("true")?.fails_with("in use")?;
-    writer.end()?.succeeds()?;
-    let mut reader = container(t, image.path()).arg("--ephemeral=overlay").start(WAIT)?;
-    reader.next_line()?;
-    container(t, image.path()).sh("true")?.fails_with("in use")?;
-    reader.end()?.succeeds()?;
-    Ok(())
-}
-
-/// SNP-40, 2.6 of the architecture.
-fn the_layer_of_a_killed_run_is_removed_by_the_next(t: &Guest) -> Result<()> {
-    let image = plain(t)?;
-    let layers = || -> Result<usize> {
-        let names = std::fs::read_dir(t.scratch())?.flatten().map(|entry| entry.file_name());
-        Ok(names.filter(|name| name.to_string_lossy().starts_with(".#rspawn.")).count())
-    };
-    let with = || container(t, image.path()).arg("--ephemeral=overlay");
-    let mut running = with().start("echo up; cat > /dev/null")?;
-    running.next_line()?;
-    running.signal(Signal::KILL)?;
-    running.end()?;
-    ensure!(layers()? == 1, "there is no layer to collect");
-    with().sh("true")?.succeeds()?;
-    ensure!(layers()? == 0, "the layer is still there");
     Ok(())
 }

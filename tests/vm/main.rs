@@ -10,31 +10,49 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod credentials;
+mod devices;
 mod directory;
+mod environment;
 mod ephemeral;
 mod errors;
 mod exit;
 mod explain;
 mod hostile;
 mod image;
+mod image_boot;
+mod image_ephemeral;
+mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
+mod notify;
+mod overlay;
 mod settings;
+mod tmpfs;
 mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
+        devices::CASES,
         directory::CASES,
         exit::CASES,
+        notify::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        overlay::CASES,
+        tmpfs::CASES,
         ephemeral::CASES,
         image::CASES,
+        image_boot::CASES,
+        image_ephemeral::CASES,
+        leaks::CASES,
         locks::CASES,
         console::CASES,
+        credentials::CASES,
         errors::CASES,
+        environment::CASES,
         explain::CASES,
         hostile::CASES,
         user::CASES,

@@ -1,8 +1,11 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
 mod conflicts;
+mod credentials;
 mod environment;
+mod knobs;
 mod mounts;
+mod process;
 mod root;
 mod security;
 
@@ -20,7 +23,7 @@ use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
 use crate::settings::value::{
-    Console, CustomMount, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
+    Console, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
 };
 
 /// Decides.
@@ -44,27 +47,39 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     }(console(settings), stdin, stdout, stderr);
     let verbosity = match (settings.quiet.is_yes(), settings.verbose.is_yes()) {
         (_, true) => Verbosity::Verbose,
-        (false, false) if !wiring.is_plain() => Verbosity::Normal,
-        // Like systemd-nspawn, quiet when our streams are the payload's own (G-01).
-        _ => Verbosity::Quiet,
+        (true, false) => Verbosity::Quiet,
+        (false, false) => match knobs::log_level(host) {
+            Some(level) => level,
+            // Like systemd-nspawn, quiet when our streams are the payload's own (G-01).
+            None if wiring.is_plain() => Verbosity::Quiet,
+            None => Verbosity::Normal,
+        },
     };
+    let knobs = knobs::knobs(host)?;
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
-        environment: environment::of_payload(settings, host)?,
+        environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
+        api: mounts::api(host, network)?,
         mounts: mounts::custom(settings, host)?,
+        scratch_places: layer_places(host),
+        credentials: credentials::credentials(settings, host)?,
         network,
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
-        calls: security::calls(settings, host),
+        makes_nodes: security::makes_nodes(settings)?,
+        calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
+        handover: host.handover,
+        notify_ready: settings.notify_ready.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
+        knobs,
         machine,
         start,
         wiring,
@@ -76,7 +91,6 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
 /// without it.
 fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let no = |said: bool, option: &'static str| said.then_some(option);
-    let mounts = |wanted: fn(&CustomMount) -> bool| s.mounts.values().any(wanted);
     let missing = [
         no(s.template.is_said(), "--template="),
         no(s.mstack.is_said(), "--mstack="),
@@ -91,7 +105,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
         no(s.kill_signal.is_said(), "--kill-signal="),
-        no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
@@ -126,9 +139,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
-        no(s.credentials.is_said(), "--set-credential= and --load-credential="),
-        no(mounts(|mount| matches!(mount, CustomMount::Overlay(_))), "--overlay="),
-        no(mounts(|mount| matches!(mount, CustomMount::Inaccessible(_))), "--inaccessible="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
@@ -142,10 +152,11 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
 fn start(settings: &Settings) -> Result<Start> {
     let words: Vec<OsString> = settings.parameters.value().cloned().unwrap_or_default();
     Ok(match settings.start.or(StartMode::Pid1) {
-        StartMode::Boot => Start::Init { arguments: words },
+        StartMode::Boot => Start::Init { arguments: environment::arguments(words) },
         StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
         StartMode::Pid1 | StartMode::Pid2 => {
-            ensure!(!words[0].is_empty(), "the command is empty");
+            let hint = "an empty variable in a script? without a command there is a login shell";
+            ensure!(!words[0].is_empty(), hinted("the command is an empty word", hint));
             Start::Command { words }
         }
     })
@@ -173,7 +184,9 @@ mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
+    use crate::handover::Handover;
     use crate::root::{RootSpec, Rung};
+    use crate::spec::Knobs;
     use std::io;
 
     fn host() -> Host {
@@ -181,8 +194,10 @@ mod tests {
             is_root: true,
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
+            handover: Handover::default(),
             own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
+            os_release: || Some("ID=fixture\n".to_owned()),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),
@@ -251,15 +266,100 @@ mod tests {
         assert_eq!(rungs, [Rung::Snapshot, Rung::Overlay]);
     }
 
+    fn environment(words: &[&str], host: &Host) -> Vec<String> {
+        let spec = spec_on(words, host).unwrap();
+        spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    /// ENV-05, E-04.
     #[test]
     fn the_last_assignment_of_a_variable_counts_and_overrides_ours() {
-        let spec = spec(&["-D/x", "-EA=1", "-ETERM=dumb", "-EA=2"]).unwrap();
-        let values: Vec<_> =
-            spec.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let path = format!("PATH={PATH}");
         assert_eq!(
-            values,
-            [format!("PATH={PATH}").as_str(), "container=systemd-nspawn", "TERM=dumb", "A=2"]
+            environment(&["-D/x", "-EA=1", "-ETERM=foot", "-EA=2"], &host()),
+            [
+                &path,
+                "container=systemd-nspawn",
+                "LANG=C.UTF-8",
+                "container_host_id=fixture",
+                "NOTIFY_SOCKET=/run/host/notify",
+                "TERM=foot",
+                "A=2"
+            ]
         );
+    }
+
+    /// E-02, ENV-05: arguments of an init, and an assignment that beats one of them.
+    #[test]
+    fn assignments_among_an_inits_arguments_are_its_environment() {
+        let words = ["-bD/x", "-Eb=2", "a-b=1", "b=1", "--unit=u", "quiet", "x.y=1"];
+        let spec = spec(&words).unwrap();
+        let arguments = ["--unit=u", "quiet", "x.y=1"].map(OsString::from).to_vec();
+        assert_eq!(spec.start, Start::Init { arguments });
+        let set = environment(&words, &host());
+        assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
+        assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// T-05, E-09.
+    #[test]
+    fn each_credential_has_a_name_of_its_own() {
+        let words = ["-D/x", "--set-credential=a:1", "--load-credential=b:/c"];
+        let found = spec(&words).unwrap();
+        let shown: Vec<_> = found.credentials.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["a (1 bytes)", "b from /c"]);
+        assert!(environment(&words, &host()).iter().any(|set| set.starts_with("CREDENTIALS_D")));
+        assert!(!environment(&["-D/x"], &host()).iter().any(|set| set.starts_with("CRED")));
+        let error = spec(&["-D/x", "--set-credential=a:1", "--load-credential=a:/c"]).unwrap_err();
+        assert!(error.to_string().contains("two credentials of this name"), "{error}");
+        let error = spec(&["-D/x", "--load-credential=a:b"]).unwrap_err();
+        assert!(error.to_string().starts_with("--load-credential=a"), "{error}");
+    }
+
+    /// E-09, ENV-03.
+    #[test]
+    fn without_a_terminal_the_payload_is_told_so() {
+        let piped = Host { terminals: [false; 3], ..host() };
+        assert!(environment(&["-D/x"], &piped).contains(&"TERM=dumb".to_owned()));
+        assert!(environment(&["-D/x"], &host()).contains(&"TERM=xterm".to_owned()));
+    }
+
+    /// F-05, ENV-06.
+    #[test]
+    fn knobs_change_what_is_decided() {
+        let off = |variable| Host { variable, ..host() };
+        let spec = |host: &Host| spec_on(&["-D/x"], host).unwrap();
+        assert_eq!(spec(&host()).knobs, Knobs::default());
+        assert!(spec(&host()).calls.is_some_and(|calls| !calls.suppress_sync));
+        assert!(
+            !spec(&off(|name| (name == "SYSTEMD_NSPAWN_LOCK").then(|| "no".into()))).knobs.locks
+        );
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_CHECK_OS_RELEASE").then(|| "0".into()));
+        assert!(!spec(&host).knobs.checks_os_release);
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_USE_CGNS").then(|| "false".into()));
+        assert!(!spec(&host).knobs.cgroup_namespace);
+        let host = off(|name| (name == "SYSTEMD_NSPAWN_CONTAINER_SERVICE").then(|| "me".into()));
+        assert!(spec(&host).environment.contains(&("container".to_owned(), "me".to_owned())));
+        let host = off(|name| (name == "SYSTEMD_SECCOMP").then(|| "off".into()));
+        assert_eq!(spec(&host).calls, None);
+        let host = off(|name| (name == "SYSTEMD_SUPPRESS_SYNC").then(|| "yes".into()));
+        assert!(spec(&host).calls.is_some_and(|calls| calls.suppress_sync));
+        let host = off(|name| (name == "SYSTEMD_LOG_LEVEL").then(|| "debug".into()));
+        assert_eq!(spec(&host).verbosity, Verbosity::Verbose);
+        let host = off(|name| (name == "SYSTEMD_LOG_LEVEL").then(|| "nonsense".into()));
+        assert_eq!(spec(&host).verbosity, Verbosity::Normal);
+    }
+
+    /// F-05: each of them, as a boolean that is none.
+    #[test]
+    fn a_knob_that_is_no_boolean_is_named() {
+        let garbage = Host {
+            variable: |name| name.starts_with("SYSTEMD_").then(|| "garbage".into()),
+            ..host()
+        };
+        let error = format!("{:#}", spec_on(&["-D/x"], &garbage).unwrap_err());
+        let expected = "reading the variable SYSTEMD_NSPAWN_LOCK: expected a boolean: yes or no, got \"garbage\"";
+        assert_eq!(error, expected);
     }
 
     #[test]

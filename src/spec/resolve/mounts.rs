@@ -1,63 +1,144 @@
 //! What does the user want mounted?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::knobs::{boolean, text};
 use crate::errors::hinted;
 use crate::host::Host;
-use crate::mounts::{Custom, CustomKind, From};
+use crate::mounts::{Api, Custom, CustomKind, From, Writable};
 use crate::settings::Settings;
-use crate::settings::value::{Bind, CustomMount, IdMapMode, MountSource, Recursion};
+use crate::settings::value::{
+    Bind, CustomMount, IdMapMode, Inaccessible, MountSource, Overlay, Recursion, Tmpfs, parse_bool,
+};
+use crate::spec::Network;
+
+/// Places that hold what the container itself needs; systemd-nspawn 252 fails half-way on them.
+const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/run/host"];
+
+/// What the API file systems are like (F-05).
+pub(super) fn api(host: &Host, network: Network) -> Result<Api> {
+    const WRITABLE: &str = "SYSTEMD_NSPAWN_API_VFS_WRITABLE";
+    let writable = match text(host, WRITABLE)? {
+        None => Writable::No,
+        Some(value) if value == "network" => Writable::Network,
+        Some(value) => match parse_bool(&value) {
+            Ok(true) => Writable::Yes,
+            Ok(false) => Writable::No,
+            Err(_) => bail!(hinted(
+                format!("reading the variable {WRITABLE}: got \"{value}\""),
+                "set it to yes, no or network, or unset it",
+            )),
+        },
+    };
+    let tmp = boolean(host, "SYSTEMD_NSPAWN_TMPFS_TMP")?.unwrap_or(true);
+    Ok(Api { writable, own_network: network == Network::Private, tmp })
+}
 
 pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
-    let wanted = settings.mounts.values().filter_map(|mount| match mount {
-        CustomMount::Bind(bind) => Some(custom_bind(bind, host)),
-        CustomMount::Tmpfs(tmpfs) => Some(Ok(Custom {
-            on: tmpfs.destination.clone(),
-            kind: CustomKind::Tmpfs { options: tmpfs.options.clone() },
-        })),
-        // Refused above.
-        CustomMount::Overlay(_) | CustomMount::Inaccessible(_) => None,
+    let mut sources = Sources { host, scratch: 0 };
+    let wanted = settings.mounts.values().map(|mount| match mount {
+        CustomMount::Bind(it) => {
+            let option = if it.read_only { "--bind-ro=" } else { "--bind=" };
+            bind(it, &mut sources).with_context(|| format!("{option}{it}"))
+        }
+        CustomMount::Tmpfs(it) => tmpfs(it).with_context(|| format!("--tmpfs={it}")),
+        CustomMount::Overlay(it) => {
+            let option = if it.read_only { "--overlay-ro=" } else { "--overlay=" };
+            overlay(it, &mut sources).with_context(|| format!("{option}{it}"))
+        }
+        CustomMount::Inaccessible(it) => {
+            inaccessible(it).with_context(|| format!("--inaccessible={it}"))
+        }
     });
     wanted.collect()
 }
 
-fn custom_bind(bind: &Bind, host: &Host) -> Result<Custom> {
-    let option = if bind.read_only { "--bind-ro=" } else { "--bind=" };
+fn bind(bind: &Bind, sources: &mut Sources<'_>) -> Result<Custom> {
     ensure!(
         bind.options.id_map == IdMapMode::None,
         hinted(
-            format!("{option}{bind}: mapped owners need a user namespace"),
+            "mapped owners need a user namespace",
             "user namespaces are not implemented in this version",
         )
     );
-    ensure!(
-        bind.destination != Path::new("/"),
-        hinted(format!("{option}{bind}: the root cannot be bound over"), "-D names the root")
-    );
-    let from = match &bind.source {
-        MountSource::Tree(path) => From::Inside(path.clone()),
-        MountSource::Scratch => bail!(hinted(
-            format!("{option}: an empty source is not implemented in this version"),
-            "name a directory of the host",
-        )),
-        MountSource::Host(path) => {
-            let absolute = match (&host.cwd, path.is_absolute()) {
-                (Some(cwd), false) => cwd.join(path),
-                _ => path.clone(),
-            };
-            From::Host((host.canonical)(&absolute).with_context(|| {
-                hinted(
-                    format!("{option}{bind}: looking for the source \"{}\"", path.display()),
-                    "the source is a path of the host; one of the container starts with +",
-                )
-            })?)
-        }
-    };
+    let from = sources.decide(&bind.source, "source")?;
     let recursive = bind.options.recursion == Recursion::Recursive;
-    Ok(Custom {
-        on: bind.destination.clone(),
-        kind: CustomKind::Bind { from, recursive, read_only: bind.read_only },
-    })
+    let kind = CustomKind::Bind { from, recursive, read_only: bind.read_only };
+    Ok(Custom { on: place(&bind.destination, "-D names the root")?, kind })
+}
+
+fn tmpfs(tmpfs: &Tmpfs) -> Result<Custom> {
+    let on = place(&tmpfs.destination, "-x gives a root that is thrown away")?;
+    Ok(Custom { on, kind: CustomKind::Tmpfs { options: tmpfs.options.clone() } })
+}
+
+fn overlay(overlay: &Overlay, sources: &mut Sources<'_>) -> Result<Custom> {
+    let on = place(&overlay.destination, "-x makes the whole root a throw-away overlay")?;
+    let lower = overlay.lower.iter().map(|layer| sources.decide(layer, "layer"));
+    let lower = lower.collect::<Result<_>>()?;
+    let upper = sources.decide(&overlay.upper, "upper layer")?;
+    let read_only = overlay.read_only;
+    let root = matches!(&upper, From::Host(path) | From::Inside(path) if path == Path::new("/"));
+    ensure!(
+        read_only || !root,
+        hinted(
+            "a root directory cannot be the upper layer",
+            "the working directory of an overlay must lie beside its upper layer; an empty upper \
+             layer is a new directory",
+        )
+    );
+    Ok(Custom { on, kind: CustomKind::Overlay { lower, upper, read_only } })
+}
+
+fn inaccessible(path: &Inaccessible) -> Result<Custom> {
+    Ok(Custom { on: place(&path.0, "-D names the root")?, kind: CustomKind::Inaccessible })
+}
+
+/// Where something can be mounted.
+fn place(on: &Path, instead: &str) -> Result<PathBuf> {
+    ensure!(on != Path::new("/"), hinted("nothing can be mounted over the root", instead));
+    ensure!(
+        KEPT.iter().all(|kept| on != Path::new(kept)),
+        hinted(
+            format!("nothing can be mounted over {}", on.display()),
+            "it holds what the container itself needs; mount on something below it",
+        )
+    );
+    Ok(on.to_owned())
+}
+
+/// Decides where files come from, and counts the new directories.
+struct Sources<'a> {
+    host: &'a Host,
+    scratch: usize,
+}
+
+impl Sources<'_> {
+    fn decide(&mut self, source: &MountSource, what: &str) -> Result<From> {
+        Ok(match source {
+            MountSource::Tree(path) => From::Inside(path.clone()),
+            MountSource::Scratch => {
+                self.scratch += 1;
+                From::Scratch(self.scratch - 1)
+            }
+            MountSource::Host(path) => {
+                let absolute = match (&self.host.cwd, path.is_absolute()) {
+                    (_, true) => path.clone(),
+                    (Some(cwd), false) => cwd.join(path),
+                    (None, false) => bail!(hinted(
+                        "the working directory cannot be read",
+                        "name the source by an absolute path",
+                    )),
+                };
+                From::Host((self.host.canonical)(&absolute).with_context(|| {
+                    hinted(
+                        format!("looking for the {what} \"{}\"", path.display()),
+                        "it is a path of the host; one of the container starts with +",
+                    )
+                })?)
+            }
+        })
+    }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::knobs;
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::security::caps::{CapSet, NetworkAdmin, retained};
@@ -28,15 +29,18 @@ pub(super) fn ambient(settings: &Settings, start: &Start) -> Result<CapSet> {
     Ok(ambient)
 }
 
-pub(super) fn calls(settings: &Settings, host: &Host) -> Option<Calls> {
-    if (host.variable)("SYSTEMD_SECCOMP").is_some_and(|value| value == "0") {
-        return None;
+pub(super) fn calls(settings: &Settings, host: &Host) -> Result<Option<Calls>> {
+    // Read in any case, so that a value that is none is told.
+    let by_variable = knobs::boolean(host, "SYSTEMD_SUPPRESS_SYNC")?.unwrap_or(false);
+    if knobs::boolean(host, "SYSTEMD_SECCOMP")? == Some(false) {
+        return Ok(None);
     }
-    let mut calls = Calls { suppress_sync: settings.suppress_sync.is_yes(), ..Calls::default() };
+    let suppress_sync = settings.suppress_sync.or(by_variable);
+    let mut calls = Calls { suppress_sync, ..Calls::default() };
     for rule in settings.syscalls.values() {
         calls.lists.add(&rule.to_string());
     }
-    Some(calls)
+    Ok(Some(calls))
 }
 
 pub(super) fn limits(settings: &Settings) -> Result<Limits> {
@@ -48,6 +52,11 @@ pub(super) fn limits(settings: &Settings) -> Result<Limits> {
         cpus: cpus.unwrap_or_default(),
         personality: personality.transpose().context("--personality=")?,
     })
+}
+
+/// Whether CAP_MKNOD was asked for.
+pub(super) fn makes_nodes(settings: &Settings) -> Result<bool> {
+    Ok(union(&settings.capabilities, "--capability=")?.contains(CapSet::MKNOD))
 }
 
 pub(super) fn capabilities(settings: &Settings, network: Network) -> Result<CapSet> {
