@@ -6,6 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::termios::isatty;
+use rustix::thread::CapabilitySet;
+
+use crate::handover::Handover;
 
 /// What [`crate::spec::resolve`] may know.
 #[derive(Clone, Debug)]
@@ -16,6 +19,8 @@ pub struct Host {
     pub cwd: Option<PathBuf>,
     /// Whether stdin, stdout and stderr are terminals.
     pub terminals: [bool; 3],
+    /// What our caller has opened for the payload.
+    pub handover: Handover,
     /// Reads the path of our own cgroup of version 2, if there is one; few options need it.
     pub own_cgroup: fn() -> Option<String>,
     /// Looks up a variable of the caller's environment.
@@ -28,7 +33,7 @@ pub struct Host {
 
 impl Host {
     /// Looks at this machine.
-    pub fn look() -> Self {
+    pub fn look(handover: Handover) -> Self {
         Self {
             is_root: rustix::process::geteuid().is_root(),
             cwd: std::env::current_dir().ok(),
@@ -37,6 +42,7 @@ impl Host {
                 isatty(rustix::stdio::stdout()),
                 isatty(rustix::stdio::stderr()),
             ],
+            handover,
             own_cgroup: || {
                 // cgroups(7): the line of version 2 is `0::PATH`.
                 let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -47,6 +53,34 @@ impl Host {
             canonical: |path| std::fs::canonicalize(path),
         }
     }
+}
+
+/// What a start needs of capabilities(7), the most telling first.
+const NEEDED: [(CapabilitySet, &str); 8] = [
+    (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
+    (CapabilitySet::SYS_CHROOT, "CAP_SYS_CHROOT"),
+    (CapabilitySet::MKNOD, "CAP_MKNOD"),
+    (CapabilitySet::SETPCAP, "CAP_SETPCAP"),
+    (CapabilitySet::SETUID, "CAP_SETUID"),
+    (CapabilitySet::SETGID, "CAP_SETGID"),
+    (CapabilitySet::CHOWN, "CAP_CHOWN"),
+    (CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
+];
+
+/// Why the kernel may have said "not permitted" to a root, as a hint. Asked after an error only.
+pub fn why_not_permitted() -> Option<String> {
+    let ours = rustix::thread::capabilities(None).ok()?.effective;
+    let lacking = NEEDED.iter().find(|(capability, _)| !ours.contains(*capability));
+    if let Some((_, name)) = lacking {
+        return Some(format!(
+            "rspawn runs without {name} here; it needs the rights of a full root"
+        ));
+    }
+    // user_namespaces(7): only the first namespace maps all ids to themselves.
+    let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+    let whole = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    let nested = "rspawn runs in a user namespace, whose root may not do that on this machine";
+    (!whole).then(|| nested.to_owned())
 }
 
 /// os-release(5) names the two places and their order.

@@ -4,9 +4,10 @@
 //! |---------|---------------------------|
 //! | said    | [`options`] is the table of all options; [`cli`] and [`settings`] read argv and `.nspawn` files by it |
 //! | decided | [`host`] looks at the machine once; [`spec`] makes one [`spec::Spec`] of both, in which nothing is open |
-//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`console`] and [`security`] |
+//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`console`], [`credentials`] and [`security`] |
 //!
-//! Beside them: [`undo`] takes back what was done to the host, [`errors`] and [`exit`] say how it went,
+//! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
+//! [`undo`] takes back what was done to the host, [`errors`], [`exit`] and [`audience`] say how it went,
 //! [`sys`] wraps what no crate has.
 //!
 //! # Invariants
@@ -18,15 +19,20 @@
 //! * **The supervisor alone tells errors**, as one chain of what was being done.
 //! * There is no set-uid mode, no daemon, no async runtime, and no re-exec of our own binary.
 
+pub mod audience;
+pub mod cgroup;
 pub mod cli;
 pub mod console;
+pub mod credentials;
 pub mod errors;
 pub mod exit;
+pub mod handover;
 pub mod host;
 pub mod ids;
 pub mod inroot;
 pub mod integration;
 pub mod mounts;
+pub mod notify;
 pub mod options;
 pub mod root;
 pub mod security;

@@ -4,19 +4,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use rspawn::audience::Audience;
 use rspawn::cli::{self, Invocation};
 use rspawn::errors::{Report, hinted, warn};
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, root, spec, stage};
+use rspawn::{exit, handover, host, root, spec, stage};
 
 fn main() -> ExitCode {
-    // Nothing that our caller has left open may reach the payload (FDS-01); nothing of ours is open yet.
-    if let Err(error) = rspawn::sys::process::keep_only(&[]) {
-        eprintln!("rspawn: closing inherited descriptors: {error}");
-        return ExitCode::from(exit::FAILED);
-    }
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(usage) => {
@@ -31,14 +27,20 @@ fn main() -> ExitCode {
     match act(invocation) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("{}", Report::of(&error));
+            let mut report = Report::of(&error);
+            if report.is_about_rights() {
+                report.hint = report.hint.or_else(host::why_not_permitted);
+            }
+            eprintln!("{report}");
             ExitCode::from(exit::of_failure(exit_mode, None))
         }
     }
 }
 
 fn act(invocation: Invocation) -> Result<u8> {
-    let host = Host::look();
+    // Nothing that our caller has left open may reach the payload (FDS-01); nothing of ours is open yet.
+    let inherited = handover::inherit(|name| std::env::var_os(name), None)?;
+    let host = Host::look(inherited.handover);
     match invocation {
         Invocation::Print(text) => print(&text),
         Invocation::Explain(format, settings) => {
@@ -52,11 +54,13 @@ fn act(invocation: Invocation) -> Result<u8> {
             require_root(&host)?;
             let spec = decide(*settings, &host)?;
             root::sweep(spec.root.source(), &spec::layer_places(&host));
+            rspawn::cgroup::collect();
             Ok(0)
         }
         Invocation::Run(settings) => {
             require_root(&host)?;
-            stage::run(&decide(*settings, &host)?)
+            let mut audience = Audience::new(inherited.status)?;
+            stage::run(&decide(*settings, &host)?, &mut audience)
         }
     }
 }

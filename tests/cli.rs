@@ -1,6 +1,7 @@
 //! Does the command line say what it says? Every row of the table, and the habits of getopt.
 
 use rspawn::cli::{self, Invocation, Usage};
+use rspawn::handover::Handover;
 use rspawn::host::Host;
 use rspawn::options;
 use rspawn::settings::Settings;
@@ -142,7 +143,7 @@ fn version_names_the_features() {
         [("IMAGES", "-i/x"), ("USERNS", "-U -D/"), ("MACHINED", "--register=yes -D/")]
     {
         let words: Vec<&str> = line.split(' ').collect();
-        let error = spec::resolve(&settings(&words), &Host::look()).err();
+        let error = spec::resolve(&settings(&words), &Host::look(Handover::default())).err();
         let refused = error.is_some_and(|error| error.to_string().contains("not implemented"));
         let sign = if refused { '-' } else { '+' };
         assert!(features.contains(&format!("{sign}{feature}").as_str()), "{feature}: {version}");

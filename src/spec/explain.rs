@@ -30,7 +30,7 @@ pub fn json(spec: &Spec) -> String {
 }
 
 fn rows(spec: &Spec) -> Vec<Mount> {
-    let mut rows = table();
+    let mut rows = table(&spec.api);
     rows.extend(custom(&spec.mounts));
     rows
 }
@@ -48,6 +48,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     let environment = spec.environment.iter().map(|(name, value)| format!("{name}={value}"));
     facts.push(("environment", environment.collect::<Vec<_>>().join(" ")));
+    if !spec.credentials.is_empty() {
+        let credentials: Vec<_> = spec.credentials.iter().map(ToString::to_string).collect();
+        facts.push(("credentials", credentials.join(", ")));
+    }
     let network = match spec.network {
         Network::Host => "the host's",
         Network::Private => "private, loopback only",
@@ -59,6 +63,12 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     facts.push(("time-zone", integration.time_zone.to_string()));
     facts.push(("journal", integration.journal.to_string()));
     facts.push(("console", console.to_owned()));
+    if spec.handover.count() > 0 {
+        facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));
+    }
+    if spec.notify_ready {
+        facts.push(("ready", "when the container says so".to_owned()));
+    }
     if spec.knobs != Knobs::default() {
         facts.push(("variables", knobs(&spec.knobs)));
     }

@@ -12,9 +12,11 @@ use std::path::PathBuf;
 
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
+use crate::credentials::Wanted;
 use crate::errors::Verbosity;
+use crate::handover::Handover;
 use crate::integration::Integration;
-use crate::mounts::Custom;
+use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
@@ -40,10 +42,14 @@ pub struct Spec {
     pub user: User,
     /// Its working directory, in the container.
     pub chdir: Option<PathBuf>,
+    /// What the file systems of the kernel are like.
+    pub api: Api,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
     /// Where new directories for empty sources are made, in this order.
     pub scratch_places: Vec<PathBuf>,
+    /// What is handed to it in secret (T-05).
+    pub credentials: Vec<Wanted>,
     /// Whose network it sees.
     pub network: Network,
     /// What it sees of the host's configuration.
@@ -54,6 +60,8 @@ pub struct Spec {
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
     pub capabilities: CapSet,
+    /// Whether CAP_MKNOD was asked for, and so is kept where nothing guards the devices (R10).
+    pub makes_nodes: bool,
     /// What a command of another user than root keeps of them (S-01).
     pub ambient: CapSet,
     /// Which system calls it may make; `None` is all of them, as `SYSTEMD_SECCOMP=0` says (F-05).
@@ -62,6 +70,10 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
+    /// Which of our caller's descriptors are the payload's (FDS-02).
+    pub handover: Handover,
+    /// Whether the container is ready only once it says so (E-07).
+    pub notify_ready: bool,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.

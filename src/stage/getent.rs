@@ -30,7 +30,7 @@ use crate::errors::{Report, hinted};
 use crate::security::caps::{self, CapSet};
 use crate::security::{limits, seccomp};
 use crate::spec::Spec;
-use crate::sys::process::{keep_only, reset_signals};
+use crate::sys::process::{FIRST_FD, keep_only, reset_signals};
 
 /// Where the program may be, in the order in which it is tried.
 const PROGRAMS: [&str; 2] = ["/usr/bin/getent", "/bin/getent"];
@@ -122,7 +122,8 @@ fn become_getent(
     database: &str,
     key: &OsStr,
 ) -> Result<()> {
-    keep_only(&[answer.as_fd(), link.as_fd()]).context("closing what getent must not see")?;
+    keep_only(FIRST_FD, &[answer.as_fd(), link.as_fd()])
+        .context("closing what getent must not see")?;
     // Without a terminal of the host (`--pipe`) or of the container to type into.
     setsid().context("beginning a session")?;
     let bound = Rlimit { current: Some(MAX_ANSWER_BYTES), maximum: Some(MAX_ANSWER_BYTES) };

@@ -23,6 +23,7 @@ use super::payload;
 use super::protocol::{FromInner, ToInner};
 use super::user::{self, Identity};
 use crate::console::pty;
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
@@ -36,16 +37,17 @@ use crate::tree;
 pub(super) fn run(
     spec: &Spec,
     machine_id: &Id,
+    credentials: &[Credential],
     mut custom: Opened,
     link: &Link<FromInner, ToInner>,
 ) -> Result<()> {
     let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
-    keep_only(&kept).context("closing what the container must not see")?;
+    keep_only(spec.handover.end(), &kept).context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
     let root = InRoot::new(open_directory("/")?);
-    mounts::apply(&mounts::table(), Stage::Inner, &root)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
     custom.mount(Stage::Inner, &root)?;
     drop(custom);
     let console = connect_console(spec, &root, link)?;
@@ -62,6 +64,7 @@ pub(super) fn run(
         user::give_console(&root, number, &user)?;
     }
     let kmsg = tree::open_kmsg(&root)?;
+    credentials::mount(&root, credentials, user.uid, user.gid)?;
     drop(root);
     link.send(&FromInner::Ready, Some(kmsg.as_fd()))?;
     drop(kmsg);

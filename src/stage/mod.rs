@@ -17,6 +17,7 @@
 //!
 //! A stage that fails sends `Failed` instead, and only the supervisor tells the user.
 
+mod exec;
 mod fork;
 mod getent;
 mod inner;

@@ -16,11 +16,13 @@ use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_deat
 use super::link::Link;
 use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
 use super::{Parent, fork, inner};
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
 use crate::integration;
 use crate::mounts::{self, Opened, Scratch, Stage};
+use crate::notify::Inbox;
 use crate::root::Access;
 use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
@@ -33,15 +35,20 @@ pub(super) struct Outer<'a> {
     /// The root, attached nowhere yet.
     pub(super) root: OwnedFd,
     pub(super) scratch: &'a Scratch,
+    /// To be named in the container; the supervisor reads it.
+    pub(super) inbox: &'a Inbox,
+    pub(super) credentials: &'a [Credential],
     pub(super) link: &'a Link<FromOuter, ToOuter>,
     pub(super) inner_link: &'a Link<FromInner, ToInner>,
 }
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
-    let Outer { spec, ids, root, scratch, link, inner_link } = outer;
-    let kept: Vec<_> =
-        [root.as_fd(), link.as_fd(), inner_link.as_fd()].into_iter().chain(scratch.fds()).collect();
-    keep_only(&kept).context("closing what this stage does not need")?;
+    let Outer { spec, ids, root, scratch, credentials, inbox, link, inner_link } = outer;
+    let kept: Vec<_> = [root.as_fd(), link.as_fd(), inner_link.as_fd(), inbox.as_fd()]
+        .into_iter()
+        .chain(scratch.fds())
+        .collect();
+    keep_only(spec.handover.end(), &kept).context("closing what this stage does not need")?;
     set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
     // Files of the tree get the modes that are asked for, whatever the caller's umask (G-09).
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -53,10 +60,13 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     if spec.root.access() == Access::Read {
         mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
     }
-    let rows = mounts::table();
-    mounts::apply(&rows, Stage::Outer, &tree)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
+    inbox.appear(&tree)?;
+    if !credentials.is_empty() {
+        credentials::make_place(&tree)?;
+    }
     tree::covers(&tree)?;
     integration::apply(&spec.integration, ids, &tree)?;
     custom.mount(Stage::Outer, &tree)?;
@@ -64,11 +74,11 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let child = fork(
         namespaces(spec),
         Parent::OurParent,
-        || inner::run(spec, &ids.machine, custom, inner_link),
+        || inner::run(spec, &ids.machine, credentials, custom, inner_link),
         |error| inner::tell(inner_link, &error),
     )
     .context("making the container's namespaces")?;
-    link.send(&FromOuter::Inner, Some(child.pidfd.as_fd()))
+    link.send(&FromOuter::Inner(child.pid), Some(child.pidfd.as_fd()))
 }
 
 /// Tells the supervisor why this stage is over.

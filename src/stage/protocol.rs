@@ -10,8 +10,8 @@ use crate::errors::Report;
 /// From outer to the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromOuter {
-    /// With a pidfd: the container's PID 1, a child of the supervisor.
-    Inner,
+    /// With a pidfd: the container's PID 1, a child of the supervisor, by its id outside.
+    Inner(libc::pid_t),
     /// This stage is over.
     Failed(Report),
 }

@@ -12,15 +12,19 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
+use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
 use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
 use super::{Child, Parent, fork, outer, told};
+use crate::audience::Audience;
 use crate::console::forward::{Forwarder, Streams};
 use crate::console::hotkey::Hotkey;
 use crate::console::pty::release_inherited;
+use crate::credentials;
 use crate::errors::{Hinted, Report, Verbosity, hinted};
 use crate::exit::{self, Ending, Next};
+use crate::notify::Inbox;
 use crate::session::Session;
 use crate::spec::{Spec, Start};
 use crate::sys::process::send_signal;
@@ -31,6 +35,10 @@ const TERMINATING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHU
 /// How long the rest of the payload's output may find no reader.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How many notifications are looked at after the payload's death: more than a queue usually holds
+/// (net.unix.max_dgram_qlen, which systemd sets to 512), and an end to it.
+const LAST_WORDS: usize = 1024;
+
 /// Something that the event loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
@@ -38,27 +46,33 @@ enum Event {
     FromOuter,
     FromInner,
     Console,
+    Notify,
 }
 
 /// Runs the container that `spec` describes, to its end. Returns our exit code.
 ///
 /// # Errors
 /// When the container could not be started; nothing of it is left then.
-pub fn run(spec: &Spec) -> Result<u8> {
+pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
+    // Whoever gives one may keep us waiting; a signal simply ends us then, since nothing is made yet.
+    let credentials = credentials::load(&spec.credentials)?;
     let signals = block_signals()?;
-    let mut session = Session::open(spec)?;
+    let mut session = Session::open(spec, credentials)?;
+    let narrowed = session.narrowed(spec);
+    let spec = &*narrowed;
     let mut console = open_console(spec)?;
     if spec.verbosity >= Verbosity::Normal {
         greet(spec);
     }
     let (code, remark) = loop {
-        let mut boot = Boot::start(spec, &mut session)?;
+        let mut boot = Boot::start(spec, &mut session, audience)?;
         let end = boot.run(&signals, console.as_mut())?;
         match end.next {
             Next::Reboot => {}
             Next::Exit(code) => break (code, end.remark),
         }
     };
+    audience.stopping();
     let midline = console.as_ref().is_some_and(Forwarder::ended_midline);
     if let Some(console) = console {
         console.close()?;
@@ -117,8 +131,10 @@ struct End {
 /// One run of the container. Dropping it kills and reaps whatever still lives (ORD-05).
 struct Boot<'a> {
     spec: &'a Spec,
+    audience: &'a mut Audience,
     outer: Option<Child>,
-    inner: Option<OwnedFd>,
+    inner: Option<Child>,
+    inbox: Inbox,
     from_outer: Option<Link<ToOuter, FromOuter>>,
     from_inner: Option<Link<ToInner, FromInner>>,
     sequence: Sequence,
@@ -133,20 +149,24 @@ struct Boot<'a> {
 }
 
 impl<'a> Boot<'a> {
-    fn start(spec: &'a Spec, session: &mut Session) -> Result<Self> {
+    fn start(spec: &'a Spec, session: &mut Session, audience: &'a mut Audience) -> Result<Self> {
         let ids = session.ids()?;
         let root = session.root().mounted()?;
         let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
         let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
+        let inbox = Inbox::new()?;
         let outer = Outer {
             spec,
             ids: &ids,
             root,
             scratch: session.scratch(),
+            inbox: &inbox,
+            credentials: session.credentials(),
             link: &outer_link,
             inner_link: &inner_link,
         };
-        let child = fork(
+        let child = fork_into(
+            session.cgroup(),
             libc::CLONE_NEWNS,
             Parent::Us,
             || outer::run(&outer),
@@ -155,8 +175,10 @@ impl<'a> Boot<'a> {
         .map_err(explain_no_process)?;
         Ok(Self {
             spec,
+            audience,
             outer: Some(child),
             inner: None,
+            inbox,
             from_outer: Some(from_outer),
             from_inner: Some(from_inner),
             sequence: Sequence::new(spec.wiring.pty),
@@ -174,6 +196,9 @@ impl<'a> Boot<'a> {
                 match event {
                     Event::FromOuter => self.hear_outer()?,
                     Event::FromInner => self.hear_inner(console.as_deref_mut())?,
+                    Event::Notify => {
+                        self.hear_payload();
+                    }
                     Event::Console => {
                         let console = console.as_deref_mut().expect("it was waited for");
                         for hotkey in console.on_ready(Instant::now())? {
@@ -191,7 +216,7 @@ impl<'a> Boot<'a> {
     }
 
     fn wait(&self, signals: &SignalFd, console: Option<&Forwarder>) -> Result<Vec<Event>> {
-        let mut waits = Vec::with_capacity(4);
+        let mut waits = Vec::with_capacity(5);
         // Messages come before the death of their sender.
         if let Some(link) = &self.from_outer {
             waits.push((Event::FromOuter, link.as_fd()));
@@ -203,6 +228,7 @@ impl<'a> Boot<'a> {
         if let Some(console) = console {
             waits.push((Event::Console, console.as_fd()));
         }
+        waits.push((Event::Notify, self.inbox.as_fd()));
         waits.push((Event::Signal, signals.as_fd()));
         let mut fds: Vec<PollFd<'_>> =
             waits.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -214,10 +240,10 @@ impl<'a> Boot<'a> {
     fn hear_outer(&mut self) -> Result<()> {
         let Some(link) = &self.from_outer else { return Ok(()) };
         match link.recv()? {
-            Some((FromOuter::Inner, pidfd)) => {
+            Some((FromOuter::Inner(pid), pidfd)) => {
                 self.sequence.take(Step::Inner)?;
-                self.inner =
-                    Some(pidfd.context("the container's first process was not handed over")?);
+                let pidfd = pidfd.context("the container's first process was not handed over")?;
+                self.inner = Some(Child { pid, pidfd });
             }
             Some((FromOuter::Failed(report), _)) => return Err(told(report)),
             None => {
@@ -255,10 +281,33 @@ impl<'a> Boot<'a> {
                 if self.sequence.due() == Some(Step::Exec) && self.refused.is_none() {
                     self.sequence.take(Step::Exec)?;
                     release_inherited(&self.spec.wiring)?;
+                    self.tell_start();
                 }
             }
         }
         Ok(())
+    }
+
+    /// The payload was released (DEF-06).
+    fn tell_start(&mut self) {
+        let Some(inner) = &self.inner else { return };
+        self.audience.started(inner.pid);
+        if !self.spec.notify_ready {
+            self.audience.ready();
+        }
+    }
+
+    /// Takes one message, so that a payload that talks all the time keeps nobody else waiting. What it says
+    /// before we know that it runs can wait. Returns whether there was one.
+    fn hear_payload(&mut self) -> bool {
+        let Some(inner) = self.inner.as_ref().filter(|_| self.sequence.due().is_none()) else {
+            return false;
+        };
+        let Ok(said) = self.inbox.take(inner.pid) else { return false };
+        if let Some(said) = said {
+            self.audience.said(said, self.spec.notify_ready);
+        }
+        true
     }
 
     /// Acts on every signal that has come. Returns how the container ended, once it has.
@@ -282,11 +331,16 @@ impl<'a> Boot<'a> {
         }
         let Some(inner) = &self.inner else { return Ok(None) };
         let Some(status) = reap(inner)? else { return Ok(None) };
-        self.inner = None;
         // It is dead, so all it had to say is there.
         while self.from_inner.is_some() {
             self.hear_inner(console.as_deref_mut())?;
         }
+        for _ in 0..LAST_WORDS {
+            if !self.hear_payload() {
+                break;
+            }
+        }
+        self.inner = None;
         if let Some(step) = self.sequence.due().filter(|_| self.refused.is_none()) {
             bail!("{step}: the inner stage {}", how(&status));
         }
@@ -352,7 +406,8 @@ impl<'a> Boot<'a> {
 impl Drop for Boot<'_> {
     fn drop(&mut self) {
         let outer = self.outer.take().map(|child| child.pidfd);
-        for child in [self.inner.take(), outer].into_iter().flatten() {
+        let inner = self.inner.take().map(|child| child.pidfd);
+        for child in [inner, outer].into_iter().flatten() {
             // Each of the two is our child, so it can only be dead already, and then there is nothing to do.
             let _ = send_signal(&child, libc::SIGKILL);
             let _ = wait_for(&child);
@@ -360,8 +415,8 @@ impl Drop for Boot<'_> {
     }
 }
 
-fn signal_inner(inner: &OwnedFd, signal: i32) -> Result<()> {
-    match send_signal(inner, signal) {
+fn signal_inner(inner: &Child, signal: i32) -> Result<()> {
+    match send_signal(&inner.pidfd, signal) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other.context("sending a signal to the container"),
     }
@@ -373,9 +428,9 @@ fn wait_for(child: &OwnedFd) -> Result<WaitIdStatus> {
     status.context("waiting for a child")?.ok_or_else(|| anyhow!("a child has no status"))
 }
 
-fn reap(child: &OwnedFd) -> Result<Option<WaitIdStatus>> {
+fn reap(child: &Child) -> Result<Option<WaitIdStatus>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    waitid(WaitId::PidFd(child.as_fd()), options).context("asking how the container ended")
+    waitid(WaitId::PidFd(child.pidfd.as_fd()), options).context("asking how the container ended")
 }
 
 fn ending(status: &WaitIdStatus) -> Result<Ending> {

@@ -2,7 +2,7 @@
 //! limits of another process.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Sets the execution domain of the calling thread (personality(2)); `persona` is a `PER_*` value.
 ///
@@ -74,25 +74,75 @@ pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Closes every descriptor from 3 on but `kept`. For a fresh child, whose copies of its parent's
-/// descriptors would keep links open and hand host directories to the payload.
+/// The first descriptor that is no standard stream.
+pub const FIRST_FD: RawFd = 3;
+
+/// Closes every descriptor from `first` on but `kept`. For the start of a program and for a fresh child, whose
+/// copies of its parent's descriptors would keep links open and hand host directories to the payload.
 ///
 /// Whatever owns one of the others is left with a dead number, so none of them may be dropped or used in
 /// this process; the children of `stage/fork.rs` never return, so none is.
 ///
 /// # Errors
 /// ENOSYS before Linux 5.9.
-pub fn keep_only(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn keep_only(mut first: RawFd, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept.into_iter().filter(|fd| *fd >= 3) {
+    let lowest = first;
+    for fd in kept.into_iter().filter(|fd| *fd >= lowest) {
         if fd > first {
             close_range(first, fd - 1)?;
         }
         first = fd + 1;
     }
     close_range(first, RawFd::MAX)
+}
+
+/// Makes the first `count` descriptors from 3 on close-on-exec.
+///
+/// # Errors
+/// EBADF when one of them is not open.
+pub fn set_close_on_exec(count: u16) -> io::Result<()> {
+    set_fd_flags(count, libc::FD_CLOEXEC)
+}
+
+/// Lets the first `count` descriptors from 3 on survive exec.
+///
+/// # Errors
+/// EBADF when one of them is not open.
+pub fn set_inheritable(count: u16) -> io::Result<()> {
+    set_fd_flags(count, 0)
+}
+
+fn set_fd_flags(count: u16, flags: libc::c_int) -> io::Result<()> {
+    for fd in FIRST_FD..FIRST_FD + RawFd::from(count) {
+        // SAFETY: F_SETFD takes integers and touches no memory; a number that is not open is refused.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, flags) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// A close-on-exec copy of a descriptor that our caller has opened for writing, numbered `lowest` or above.
+///
+/// # Errors
+/// EBADF when it is not open, or for reading only.
+pub fn duplicate_writable(fd: RawFd, lowest: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: both operations take integers and touch no memory; a number that is not open is refused.
+    let (flags, copy) = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        (flags, libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest))
+    };
+    if copy == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made the copy, and nobody else has it.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    match flags & libc::O_ACCMODE {
+        libc::O_WRONLY | libc::O_RDWR => Ok(copy),
+        _ => Err(io::Error::from_raw_os_error(libc::EBADF)),
+    }
 }
 
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {

@@ -10,6 +10,8 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod credentials;
+mod devices;
 mod directory;
 mod environment;
 mod ephemeral;
@@ -19,9 +21,11 @@ mod explain;
 mod hostile;
 mod integration;
 mod journal;
+mod leaks;
 mod locks;
 mod loopfs;
 mod mounts;
+mod notify;
 mod overlay;
 mod runhost;
 mod settings;
@@ -30,16 +34,20 @@ mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
+        devices::CASES,
         directory::CASES,
         exit::CASES,
+        notify::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
         overlay::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        leaks::CASES,
         locks::CASES,
         console::CASES,
+        credentials::CASES,
         errors::CASES,
         environment::CASES,
         explain::CASES,

@@ -3,9 +3,14 @@
 //! It is the suite's own static binary, linked into a tree, so it needs nothing of the tree.
 
 use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use super::observe::{self, MountInfo};
@@ -122,6 +127,45 @@ pub fn make_immutable(path: &Path) -> Result<()> {
     let what = || format!("making {} immutable", path.display());
     let file = std::fs::File::open(path).with_context(what)?;
     rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::IMMUTABLE).with_context(what)
+}
+
+/// Sends messages to the socket that `NOTIFY_SOCKET` names (sd_notify(3)), one datagram each.
+///
+/// # Errors
+/// When there is no such socket.
+pub fn notify(messages: &[&str]) -> Result<()> {
+    let socket = notify_socket()?;
+    for message in messages {
+        socket.send(message.as_bytes()).with_context(|| format!("sending {message:?}"))?;
+    }
+    Ok(())
+}
+
+/// Sends what no receiver should act on: a message that is too long, one that is no text, one with control
+/// characters, an empty one, and one that brings open descriptors.
+///
+/// # Errors
+/// When there is no such socket.
+pub fn notify_badly() -> Result<()> {
+    let socket = notify_socket()?;
+    let long = format!("READY=1\nSTATUS={}", "x".repeat(100_000));
+    for message in [long.as_bytes(), b"READY=1\nSTATUS=\xff", b"STATUS=\x1b[2J", b""] {
+        socket.send(message).context("sending a bad message")?;
+    }
+    let fds = [socket.as_fd(); 200];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(200))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "no room for descriptors");
+    sendmsg(&socket, &[IoSlice::new(b"READY=1")], &mut ancillary, SendFlags::empty())
+        .context("sending descriptors")?;
+    Ok(())
+}
+
+fn notify_socket() -> Result<UnixDatagram> {
+    let path = std::env::var_os("NOTIFY_SOCKET").context("NOTIFY_SOCKET is not set")?;
+    let socket = UnixDatagram::unbound().context("making a socket")?;
+    socket.connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
+    Ok(socket)
 }
 
 /// The probe's copy for a case's scratch directory.

@@ -75,6 +75,8 @@ impl Suite {
             // A payload that dies of the processor's trap (SIGILL), which no process can ignore.
             ["--crash"] => super::sys::crash(),
             ["--make-immutable", path] => probe::make_immutable(Path::new(path)).map(|()| true),
+            ["--notify", messages @ ..] => probe::notify(messages).map(|()| true),
+            ["--notify-badly"] => probe::notify_badly().map(|()| true),
             ["--probe"] => probe::print().map(|()| true),
             ["--list-json"] => {
                 let listing: Vec<Listing> = self.cases().map(Case::listing).collect();

@@ -87,14 +87,14 @@ const CONFLICTS: &[Conflict] = &[
         what: "--cleanup and --ephemeral exclude each other",
         hint: "--cleanup starts nothing; it removes what earlier runs left behind",
     },
-    // G-05: the working directory is no place to remove things from by mistake.
+    // G-05.
     Conflict {
         said: |s, _| {
-            let named = s.directory.is_said() || s.machine.is_said() || s.image.is_said();
-            s.cleanup.is_yes() && !named
+            let place = s.directory.is_said() || s.image.is_said() || s.machine.is_said();
+            s.cleanup.is_yes() && !place
         },
         what: "--cleanup needs --directory=, --image= or --machine=",
-        hint: "name the container whose killed runs left something behind",
+        hint: "name what the runs were started on",
     },
     // N-06.
     Conflict {
@@ -141,7 +141,7 @@ mod tests {
     use std::ffi::OsString;
 
     fn host(own_cgroup: fn() -> Option<String>) -> Host {
-        Host { own_cgroup, ..Host::look() }
+        Host { own_cgroup, ..Host::look(crate::handover::Handover::default()) }
     }
 
     fn refused(line: &str, host: &Host) -> Option<String> {

@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 
 use anyhow::{Context, Result};
 
+use super::process;
 use crate::console::mode::Wiring;
+use crate::credentials;
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::settings::Settings;
@@ -56,6 +58,12 @@ pub(super) fn of_payload(
     let os_release = (host.os_release)().unwrap_or_default();
     for (key, name) in TOLD {
         assigned(&os_release, key).into_iter().for_each(|value| set(name, value));
+    }
+    for (name, value) in process::variables(settings, host) {
+        set(name, value);
+    }
+    if settings.credentials.is_said() {
+        set("CREDENTIALS_DIRECTORY", credentials::PLACE.to_owned());
     }
     if let Some(words) = settings.parameters.value().filter(|_| matches!(start, Start::Init { .. }))
     {

@@ -1,10 +1,12 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
 mod conflicts;
+mod credentials;
 mod environment;
 mod integration;
 mod knobs;
 mod mounts;
+mod process;
 mod root;
 mod security;
 
@@ -64,15 +66,20 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         root,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
+        api: mounts::api(host, network)?,
         mounts: mounts::custom(settings, host)?,
         scratch_places: layer_places(host),
+        credentials: credentials::credentials(settings, host)?,
         network,
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
+        makes_nodes: security::makes_nodes(settings)?,
         calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
+        handover: host.handover,
+        notify_ready: settings.notify_ready.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
         knobs,
         machine,
@@ -102,7 +109,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
         no(s.kill_signal.is_said(), "--kill-signal="),
-        no(s.notify_ready.is_yes(), "--notify-ready="),
         no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
@@ -131,7 +137,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
-        no(s.credentials.is_said(), "--set-credential= and --load-credential="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
@@ -148,7 +153,8 @@ fn start(settings: &Settings) -> Result<Start> {
         StartMode::Boot => Start::Init { arguments: environment::arguments(words) },
         StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
         StartMode::Pid1 | StartMode::Pid2 => {
-            ensure!(!words[0].is_empty(), "the command is empty");
+            let hint = "an empty variable in a script? without a command there is a login shell";
+            ensure!(!words[0].is_empty(), hinted("the command is an empty word", hint));
             Start::Command { words }
         }
     })
@@ -176,6 +182,7 @@ mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
+    use crate::handover::Handover;
     use crate::root::{RootSpec, Rung};
     use crate::spec::Knobs;
     use std::io;
@@ -185,6 +192,7 @@ mod tests {
             is_root: true,
             cwd: Some("/home/user".into()),
             terminals: [true; 3],
+            handover: Handover::default(),
             own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             os_release: || Some("ID=fixture\n".to_owned()),
@@ -272,6 +280,7 @@ mod tests {
                 "container=systemd-nspawn",
                 "LANG=C.UTF-8",
                 "container_host_id=fixture",
+                "NOTIFY_SOCKET=/run/host/notify",
                 "TERM=foot",
                 "A=2"
             ]
@@ -288,6 +297,21 @@ mod tests {
         let set = environment(&words, &host());
         assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
         assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// T-05, E-09.
+    #[test]
+    fn each_credential_has_a_name_of_its_own() {
+        let words = ["-D/x", "--set-credential=a:1", "--load-credential=b:/c"];
+        let found = spec(&words).unwrap();
+        let shown: Vec<_> = found.credentials.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["a (1 bytes)", "b from /c"]);
+        assert!(environment(&words, &host()).iter().any(|set| set.starts_with("CREDENTIALS_D")));
+        assert!(!environment(&["-D/x"], &host()).iter().any(|set| set.starts_with("CRED")));
+        let error = spec(&["-D/x", "--set-credential=a:1", "--load-credential=a:/c"]).unwrap_err();
+        assert!(error.to_string().contains("two credentials of this name"), "{error}");
+        let error = spec(&["-D/x", "--load-credential=a:b"]).unwrap_err();
+        assert!(error.to_string().starts_with("--load-credential=a"), "{error}");
     }
 
     /// E-09, ENV-03.

@@ -4,16 +4,37 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::knobs::{boolean, text};
 use crate::errors::hinted;
 use crate::host::Host;
-use crate::mounts::{Custom, CustomKind, From};
+use crate::mounts::{Api, Custom, CustomKind, From, Writable};
 use crate::settings::Settings;
 use crate::settings::value::{
-    Bind, CustomMount, IdMapMode, Inaccessible, MountSource, Overlay, Recursion, Tmpfs,
+    Bind, CustomMount, IdMapMode, Inaccessible, MountSource, Overlay, Recursion, Tmpfs, parse_bool,
 };
+use crate::spec::Network;
 
 /// Places that hold what the container itself needs; systemd-nspawn 252 fails half-way on them.
 const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/run/host"];
+
+/// What the API file systems are like (F-05).
+pub(super) fn api(host: &Host, network: Network) -> Result<Api> {
+    const WRITABLE: &str = "SYSTEMD_NSPAWN_API_VFS_WRITABLE";
+    let writable = match text(host, WRITABLE)? {
+        None => Writable::No,
+        Some(value) if value == "network" => Writable::Network,
+        Some(value) => match parse_bool(&value) {
+            Ok(true) => Writable::Yes,
+            Ok(false) => Writable::No,
+            Err(_) => bail!(hinted(
+                format!("reading the variable {WRITABLE}: got \"{value}\""),
+                "set it to yes, no or network, or unset it",
+            )),
+        },
+    };
+    let tmp = boolean(host, "SYSTEMD_NSPAWN_TMPFS_TMP")?.unwrap_or(true);
+    Ok(Api { writable, own_network: network == Network::Private, tmp })
+}
 
 pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
     let mut sources = Sources { host, scratch: 0 };

@@ -54,6 +54,11 @@ pub(super) fn limits(settings: &Settings) -> Result<Limits> {
     })
 }
 
+/// Whether CAP_MKNOD was asked for.
+pub(super) fn makes_nodes(settings: &Settings) -> Result<bool> {
+    Ok(union(&settings.capabilities, "--capability=")?.contains(CapSet::MKNOD))
+}
+
 pub(super) fn capabilities(settings: &Settings, network: Network) -> Result<CapSet> {
     let added = union(&settings.capabilities, "--capability=")?;
     let dropped = union(&settings.drop_capabilities, "--drop-capability=")?;
