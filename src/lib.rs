@@ -17,7 +17,8 @@
 //! * **One file forks** (`stage/fork.rs`), from a process with one thread; a child never returns.
 //! * **Sets are tables with one interpreter**: options, mounts, nodes, capabilities, system calls.
 //! * **The supervisor alone tells errors**, as one chain of what was being done.
-//! * There is no set-uid mode, no daemon, no async runtime, and no re-exec of our own binary.
+//! * There is no set-uid mode, no daemon, no async runtime, and no re-exec of our own binary: what stays in
+//!   a container is the payload, or a program of its own in memory (`sys/stub_program.rs`, R11).
 
 pub mod audience;
 pub mod cgroup;

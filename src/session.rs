@@ -24,8 +24,8 @@ pub struct Session {
     cgroup: Option<Cgroup>,
     root: Root,
     machine_id: Id,
-    machine_id_stays: bool,
     credentials: Vec<Credential>,
+    machine_id_stays: bool,
 }
 
 impl Session {

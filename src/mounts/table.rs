@@ -66,6 +66,9 @@ pub struct Api {
     pub own_network: bool,
     /// Whether /tmp is a tmpfs (`SYSTEMD_NSPAWN_TMPFS_TMP`, F-05).
     pub tmp: bool,
+    /// Whether the kernel has SELinux. Asking it for the file system where it has not makes it look for a module,
+    /// at every start.
+    pub selinux: bool,
 }
 
 /// The rows of the API file systems, in the order in which they are mounted.
@@ -116,7 +119,9 @@ pub fn table(api: &Api) -> Vec<Mount> {
         Mount { point: Point::Exists, ..mount.may_fail() }
     };
     rows.push(below_sys("/sys/fs/cgroup", "cgroup2"));
-    rows.push(below_sys("/sys/fs/selinux", "selinuxfs"));
+    if api.selinux {
+        rows.push(below_sys("/sys/fs/selinux", "selinuxfs"));
+    }
     if network {
         // Before what is above it, which takes it along.
         let row = read_only("/proc/sys/net", Kind::Again, Need::May);
@@ -153,8 +158,10 @@ fn read_only(on: &str, kind: Kind, need: Need) -> Mount {
 mod tests {
     use super::*;
 
-    const ORDINARY: Api = Api { writable: Writable::No, own_network: false, tmp: true };
+    const ORDINARY: Api =
+        Api { writable: Writable::No, own_network: false, tmp: true, selinux: true };
 
+    /// MNT-01…10, M-05, S-06.
     #[test]
     fn the_table_is_what_the_manual_says() {
         let rows: Vec<String> = table(&ORDINARY).iter().map(ToString::to_string).collect();
@@ -208,7 +215,7 @@ inner /run/host        itself ro nosuid nodev noexec"
     #[test]
     fn what_can_be_written_depends_on_the_network_and_on_the_variable() {
         use Writable::{Network, No, Yes};
-        let api = |writable, own_network| Api { writable, own_network, tmp: false };
+        let api = |writable, own_network| Api { writable, own_network, tmp: false, selinux: false };
         let (part_ro, net) = (format!("{PART} ro"), "/proc/sys/net itself (if possible)");
         let sys = "/proc/sys itself ro";
         assert_eq!(kernel(api(No, false)), ["/sys sysfs ro", sys, MASK]);

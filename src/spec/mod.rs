@@ -21,6 +21,7 @@ use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
+use crate::security::seccomp::families::Families;
 use crate::settings::value::{ExitMode, Rlimit, User};
 
 /// What will be done.
@@ -56,6 +57,8 @@ pub struct Spec {
     pub integration: Integration,
     /// How it reaches the user's terminal.
     pub wiring: Wiring,
+    /// The background colour of its output at a terminal, as `ESC [ … m` takes it (C-02).
+    pub background: Option<String>,
     /// What ends it from the keyboard.
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
@@ -70,16 +73,29 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
+    /// Whether process 1 is a stub of ours and the payload process 2 (E-01).
+    pub has_stub: bool,
     /// Which of our caller's descriptors are the payload's (FDS-02).
     pub handover: Handover,
     /// Whether the container is ready only once it says so (E-07).
     pub notify_ready: bool,
+    /// The SELinux contexts that were asked for.
+    pub labels: Labels,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
     /// What variables of systemd-nspawn's own say.
     pub knobs: Knobs,
+}
+
+/// SELinux contexts, of kernels that have them (S-05).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// Of the payload.
+    pub process: Option<String>,
+    /// Of the files in API file systems (MNT-22).
+    pub files: Option<String>,
 }
 
 /// What is done unless a `SYSTEMD_NSPAWN_*` variable says otherwise (F-05).
@@ -102,6 +118,13 @@ impl Default for Knobs {
     }
 }
 
+impl Spec {
+    /// Whether what runs in the container can be expected to reboot it: an init, or a stub that acts as one.
+    pub fn may_reboot(&self) -> bool {
+        self.has_stub || matches!(self.start, Start::Init { .. })
+    }
+}
+
 /// Which system calls the payload may make (S-03, E-08).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Calls {
@@ -109,6 +132,15 @@ pub struct Calls {
     pub lists: CallLists,
     /// Whether calls that wait for a disk do nothing.
     pub suppress_sync: bool,
+    /// Which families of sockets there are, if not all (S-04).
+    pub families: Option<Families>,
+}
+
+impl Calls {
+    /// Whether the user asked for anything that only a filter can do.
+    pub fn is_asked_for(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What the payload may use up, where that is not the default.

@@ -60,7 +60,8 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     if spec.root.access() == Access::Read {
         mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
     }
-    mounts::apply(&mounts::table(&spec.api), Stage::Outer, &tree)?;
+    let rows = mounts::labelled(mounts::table(&spec.api), spec.labels.files.as_deref());
+    mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
     inbox.appear(&tree)?;

@@ -6,12 +6,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
+use super::children::{ending, how, pid_of, reap, signal_inner, wait_for};
 use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
@@ -105,6 +105,9 @@ fn open_console(spec: &Spec) -> Result<Option<Forwarder>> {
         return Ok(None);
     }
     let mut console = Forwarder::new(&spec.wiring, spec.escape_key, Streams::own())?;
+    if let Some(colour) = &spec.background {
+        console.tint(colour);
+    }
     if let Some(watch) = console.watch()? {
         // It has nobody to tell a failure to: by then we are dead.
         fork(0, Parent::Us, || watch.run(), |_| ()).context("watching over the terminal")?;
@@ -134,6 +137,8 @@ struct Boot<'a> {
     audience: &'a mut Audience,
     outer: Option<Child>,
     inner: Option<Child>,
+    /// Whom the inbox listens to: the payload, also if that is not process 1.
+    speaker: libc::pid_t,
     inbox: Inbox,
     from_outer: Option<Link<ToOuter, FromOuter>>,
     from_inner: Option<Link<ToInner, FromInner>>,
@@ -178,10 +183,11 @@ impl<'a> Boot<'a> {
             audience,
             outer: Some(child),
             inner: None,
+            speaker: 0,
             inbox,
             from_outer: Some(from_outer),
             from_inner: Some(from_inner),
-            sequence: Sequence::new(spec.wiring.pty),
+            sequence: Sequence::new(spec.wiring.pty, spec.has_stub),
             kmsg: None,
             refused: None,
             shutting_down: false,
@@ -243,6 +249,7 @@ impl<'a> Boot<'a> {
             Some((FromOuter::Inner(pid), pidfd)) => {
                 self.sequence.take(Step::Inner)?;
                 let pidfd = pidfd.context("the container's first process was not handed over")?;
+                self.speaker = pid;
                 self.inner = Some(Child { pid, pidfd });
             }
             Some((FromOuter::Failed(report), _)) => return Err(told(report)),
@@ -266,6 +273,11 @@ impl<'a> Boot<'a> {
                 let master = master.context("the container's console was not handed over")?;
                 console.context("nobody asked for a console")?.connect(master)?;
             }
+            Some((FromInner::Payload, pidfd)) => {
+                self.sequence.take(Step::Payload)?;
+                let pidfd = pidfd.context("the payload's process was not handed over")?;
+                self.speaker = pid_of(&pidfd)?;
+            }
             Some((FromInner::Ready, kmsg)) => {
                 self.sequence.take(Step::Ready)?;
                 self.kmsg = kmsg;
@@ -280,7 +292,10 @@ impl<'a> Boot<'a> {
                 // Otherwise it died on the way; its status comes with SIGCHLD.
                 if self.sequence.due() == Some(Step::Exec) && self.refused.is_none() {
                     self.sequence.take(Step::Exec)?;
-                    release_inherited(&self.spec.wiring)?;
+                    // An init or a stub may reboot, and then the streams are needed once more (RUN-12).
+                    if !self.spec.may_reboot() {
+                        release_inherited(&self.spec.wiring)?;
+                    }
                     self.tell_start();
                 }
             }
@@ -300,10 +315,10 @@ impl<'a> Boot<'a> {
     /// Takes one message, so that a payload that talks all the time keeps nobody else waiting. What it says
     /// before we know that it runs can wait. Returns whether there was one.
     fn hear_payload(&mut self) -> bool {
-        let Some(inner) = self.inner.as_ref().filter(|_| self.sequence.due().is_none()) else {
+        if self.sequence.due().is_some() {
             return false;
-        };
-        let Ok(said) = self.inbox.take(inner.pid) else { return false };
+        }
+        let Ok(said) = self.inbox.take(self.speaker) else { return false };
         if let Some(said) = said {
             self.audience.said(said, self.spec.notify_ready);
         }
@@ -412,42 +427,6 @@ impl Drop for Boot<'_> {
             let _ = send_signal(&child, libc::SIGKILL);
             let _ = wait_for(&child);
         }
-    }
-}
-
-fn signal_inner(inner: &Child, signal: i32) -> Result<()> {
-    match send_signal(&inner.pidfd, signal) {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        other => other.context("sending a signal to the container"),
-    }
-}
-
-fn wait_for(child: &OwnedFd) -> Result<WaitIdStatus> {
-    let status =
-        rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED));
-    status.context("waiting for a child")?.ok_or_else(|| anyhow!("a child has no status"))
-}
-
-fn reap(child: &Child) -> Result<Option<WaitIdStatus>> {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    waitid(WaitId::PidFd(child.pidfd.as_fd()), options).context("asking how the container ended")
-}
-
-fn ending(status: &WaitIdStatus) -> Result<Ending> {
-    if let Some(code) = status.exit_status() {
-        // The kernel keeps eight bits (wait(2)).
-        return Ok(Ending::Exited(u8::try_from(code & 0xff).expect("it is masked")));
-    }
-    let signal = status.terminating_signal().context("the container ended in an unknown way")?;
-    // A real-time signal has no name here; it ends a container as SIGKILL does.
-    Ok(Ending::Signaled(Signal::try_from(signal).unwrap_or(Signal::SIGKILL)))
-}
-
-fn how(status: &WaitIdStatus) -> String {
-    match ending(status) {
-        Ok(Ending::Exited(code)) => format!("ended without a word, with code {code}"),
-        Ok(Ending::Signaled(signal)) => format!("was killed by {signal}"),
-        Err(error) => error.to_string(),
     }
 }
 
