@@ -16,6 +16,7 @@ use std::process::Command;
 mod seccomp {
     pub mod bpf;
     pub mod compact;
+    pub mod families;
     pub mod filter;
     pub mod table;
 }
@@ -24,7 +25,7 @@ use seccomp::{compact, filter, table};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
-    for file in ["bpf", "compact", "filter", "table"] {
+    for file in ["bpf", "compact", "families", "filter", "table"] {
         println!("cargo::rerun-if-changed=src/security/seccomp/{file}.rs");
     }
     let machine = std::env::var("CARGO_CFG_TARGET_ARCH")?;

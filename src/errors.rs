@@ -49,6 +49,12 @@ impl Report {
         }
         Self { chain, hint: error.downcast_ref::<Hinted>().map(|hinted| hinted.hint.clone()) }
     }
+
+    /// Whether the kernel's last word was EPERM. Of a stage there is nothing left but the text, which ends as
+    /// [`std::io::Error`] shows an errno.
+    pub fn is_about_rights(&self) -> bool {
+        self.chain.ends_with(&format!("(os error {})", libc::EPERM))
+    }
 }
 
 impl fmt::Display for Report {
@@ -104,6 +110,9 @@ mod tests {
         let chain =
             "opening the session: locking the tree \"/x\": Device or resource busy (os error 16)";
         assert_eq!(report.chain, chain);
+        assert!(!report.is_about_rights());
+        let refused = std::io::Error::from_raw_os_error(libc::EPERM);
+        assert!(Report::of(&Error::new(refused).context("mounting")).is_about_rights());
     }
 
     /// R14: one line, whatever a name holds.

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::termios::isatty;
+use rustix::thread::CapabilitySet;
 
 use crate::handover::Handover;
 
@@ -26,6 +27,8 @@ pub struct Host {
     pub variable: fn(&str) -> Option<OsString>,
     /// The text of the host's os-release file, if it has one; read when asked for.
     pub os_release: fn() -> Option<String>,
+    /// Whether the kernel has SELinux, and it is in use.
+    pub selinux: fn() -> bool,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -49,13 +52,51 @@ impl Host {
             },
             variable: |name| std::env::var_os(name),
             os_release,
+            selinux,
             canonical: |path| std::fs::canonicalize(path),
         }
     }
+}
+
+/// What a start needs of capabilities(7), the most telling first.
+const NEEDED: [(CapabilitySet, &str); 8] = [
+    (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
+    (CapabilitySet::SYS_CHROOT, "CAP_SYS_CHROOT"),
+    (CapabilitySet::MKNOD, "CAP_MKNOD"),
+    (CapabilitySet::SETPCAP, "CAP_SETPCAP"),
+    (CapabilitySet::SETUID, "CAP_SETUID"),
+    (CapabilitySet::SETGID, "CAP_SETGID"),
+    (CapabilitySet::CHOWN, "CAP_CHOWN"),
+    (CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
+];
+
+/// Why the kernel may have said "not permitted" to a root, as a hint. Asked after an error only.
+pub fn why_not_permitted() -> Option<String> {
+    let ours = rustix::thread::capabilities(None).ok()?.effective;
+    let lacking = NEEDED.iter().find(|(capability, _)| !ours.contains(*capability));
+    if let Some((_, name)) = lacking {
+        return Some(format!(
+            "rspawn runs without {name} here; it needs the rights of a full root"
+        ));
+    }
+    // user_namespaces(7): only the first namespace maps all ids to themselves.
+    let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
+    let whole = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    let nested = "rspawn runs in a user namespace, whose root may not do that on this machine";
+    (!whole).then(|| nested.to_owned())
 }
 
 /// os-release(5) names the two places and their order.
 fn os_release() -> Option<String> {
     let places = ["/etc/os-release", "/usr/lib/os-release"];
     places.iter().find_map(|path| std::fs::read_to_string(path).ok())
+}
+
+/// Where SELinux is in use its file system is mounted in a place of its own (selinux(8)).
+fn selinux() -> bool {
+    /// `SELINUX_MAGIC` (statfs(2)).
+    const MAGIC: u64 = 0xf97c_ff8c;
+    // The field's type differs between architectures.
+    #[allow(clippy::unnecessary_cast)]
+    rustix::fs::statfs("/sys/fs/selinux").is_ok_and(|system| system.f_type as u64 == MAGIC)
 }

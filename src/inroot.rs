@@ -4,14 +4,19 @@
 //! by the kernel, and what comes out is a descriptor that is acted on (security.md, R2). Links of the
 //! tree are followed inside the tree, or not at all ([`Links`]). Needs openat2 (Linux 5.6).
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::errors::hinted;
+
+/// How many links to nothing may follow on each other; as the kernel counts links (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
 
 /// Whether links of the tree may be followed on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +74,8 @@ impl InRoot {
         self.open(path, Links::Inside, OFlags::PATH).is_ok()
     }
 
-    /// Opens the directory at `path`, making it and its parents where they are missing, mode 0755.
+    /// Opens the directory at `path`, making it and its parents where they are missing, mode 0755. A link to
+    /// nothing is made to lead to something: trees have many that lead below /run, which starts empty.
     ///
     /// # Errors
     /// When a component is no directory, or a link and links are refused.
@@ -79,6 +85,16 @@ impl InRoot {
 
     /// The same with another mode for what is made; the umask takes its share.
     pub fn make_dir_with(&self, path: &Path, links: Links, mode: Mode) -> Result<OwnedFd> {
+        self.make_dir_over(path, links, mode, MAX_LINKS)
+    }
+
+    fn make_dir_over(
+        &self,
+        path: &Path,
+        links: Links,
+        mode: Mode,
+        links_left: u32,
+    ) -> Result<OwnedFd> {
         let mut walked = PathBuf::from("/");
         let mut dir = self.directory(&walked, links)?;
         for name in components(path) {
@@ -87,12 +103,19 @@ impl InRoot {
                 Ok(next) => next,
                 Err(Errno::NOENT) => {
                     match rustix::fs::mkdirat(&dir, name, mode) {
-                        Ok(()) | Err(Errno::EXIST) => {}
-                        Err(errno) => {
-                            return Err(errno).with_context(|| making(&walked));
-                        }
+                        Ok(()) => self.directory(&walked, links),
+                        Err(Errno::EXIST) => match target(&dir, name, &walked) {
+                            Some(target) => {
+                                let left = links_left.checked_sub(1);
+                                let left = left.ok_or_else(|| explain(&walked, Errno::LOOP))?;
+                                Ok(self.make_dir_over(&target, links, mode, left)?)
+                            }
+                            // Somebody else has made it in the meantime.
+                            None => self.directory(&walked, links),
+                        },
+                        Err(errno) => return Err(not_made(&walked, errno)),
                     }
-                    self.directory(&walked, links).map_err(|errno| explain(&walked, errno))?
+                    .map_err(|errno| explain(&walked, errno))?
                 }
                 Err(errno) => return Err(explain(&walked, errno)),
             };
@@ -100,18 +123,30 @@ impl InRoot {
         Ok(dir)
     }
 
-    /// Opens the file at `path` with `O_PATH`; where nothing is, makes an empty one, and its parents.
+    /// Opens the file at `path` with `O_PATH`; where nothing is, makes an empty one, and its parents. A link
+    /// to nothing is treated as by [`InRoot::make_dir`].
     pub fn make_file(&self, path: &Path, links: Links) -> Result<OwnedFd> {
-        match self.open(path, links, OFlags::PATH) {
-            Ok(file) => return Ok(file),
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(explain(path, errno)),
+        let mut path = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            match self.open(&path, links, OFlags::PATH) {
+                Ok(file) => return Ok(file),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(explain(&path, errno)),
+            }
+            let (parent, name) = self.make_parent(&path, links)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mode = Mode::from_raw_mode(0o644);
+            match rustix::fs::openat(&parent, name, flags | OFlags::WRONLY, mode) {
+                Ok(_) => {}
+                Err(Errno::EXIST) => {
+                    if let Some(target) = target(&parent, name, &path) {
+                        path = target;
+                    }
+                }
+                Err(errno) => return Err(not_made(&path, errno)),
+            }
         }
-        let (parent, name) = self.make_parent(path, links)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name, flags | OFlags::WRONLY, Mode::from_raw_mode(0o644))
-            .with_context(|| making(path))?;
-        self.open(path, links, OFlags::PATH).map_err(|errno| explain(path, errno))
+        Err(explain(&path, Errno::LOOP))
     }
 
     /// The directory that holds `path`, made if missing, and the last component of it.
@@ -137,8 +172,23 @@ fn components(path: &Path) -> impl Iterator<Item = &Path> {
     })
 }
 
-fn making(path: &Path) -> String {
-    format!("making {} in the container's tree", path.display())
+/// Where the link `name` leads, as a path of the container; `at` is its own.
+fn target(parent: impl AsFd, name: &Path, at: &Path) -> Option<PathBuf> {
+    let target = rustix::fs::readlinkat(parent, name, Vec::new()).ok()?;
+    let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+    // An absolute one replaces all that is before it.
+    Some(at.parent()?.join(target))
+}
+
+fn not_made(path: &Path, errno: Errno) -> anyhow::Error {
+    let shown = path.display();
+    let what = format!("making {shown} in the container's tree");
+    let error = anyhow::Error::new(errno);
+    match errno {
+        Errno::ROFS => error
+            .context(hinted(what, format!("it is read-only there, so {shown} must exist already"))),
+        _ => error.context(what),
+    }
 }
 
 /// Says what an errno of a walk means for the tree.
@@ -207,10 +257,34 @@ mod tests {
         assert_eq!(fs::read(outside.path().join("tree/old")).unwrap(), b"kept");
     }
 
+    /// MNT-35, DEF-07: as systemd-nspawn 252 does it, but by descriptor.
     #[test]
-    fn a_dangling_link_is_not_created_through() {
-        let (outside, root) = root(|tree| symlink("/gone", tree.join("link")).unwrap());
-        assert!(root.make_file(Path::new("/link"), Links::Inside).is_err());
-        assert!(!outside.path().join("tree/gone").exists());
+    fn what_a_link_to_nothing_leads_to_is_made_inside() {
+        let (outside, root) = root(|tree| {
+            fs::create_dir(tree.join("var")).unwrap();
+            symlink("../run/lock", tree.join("var/lock")).unwrap();
+            symlink("/chain", tree.join("link")).unwrap();
+            symlink("../../../gone", tree.join("chain")).unwrap();
+        });
+        root.make_dir(Path::new("/var/lock/dir"), Links::Inside).unwrap();
+        root.make_file(Path::new("/link"), Links::Inside).unwrap();
+        root.make_file(Path::new("/var/lock/new/file"), Links::Inside).unwrap();
+        let tree = outside.path().join("tree");
+        assert!(tree.join("run/lock/dir").is_dir());
+        assert!(tree.join("gone").is_file());
+        assert!(tree.join("run/lock/new/file").is_file());
+        assert!(!outside.path().join("gone").exists());
+    }
+
+    #[test]
+    fn a_link_that_always_leads_on_is_an_end() {
+        let (_outside, root) = root(|tree| symlink("link/more", tree.join("link")).unwrap());
+        for error in [
+            root.make_dir(Path::new("/link"), Links::Inside).unwrap_err(),
+            root.make_file(Path::new("/link"), Links::Inside).unwrap_err(),
+        ] {
+            let report = crate::errors::Report::of(&error);
+            assert!(report.hint.unwrap().contains("symbolic link"), "{}", report.chain);
+        }
     }
 }

@@ -10,7 +10,7 @@ use rspawn::errors::{Report, hinted, warn};
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, handover, root, spec, stage};
+use rspawn::{exit, handover, host, mounts, root, spec, stage};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -27,7 +27,11 @@ fn main() -> ExitCode {
     match act(invocation) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("{}", Report::of(&error));
+            let mut report = Report::of(&error);
+            if report.is_about_rights() {
+                report.hint = report.hint.or_else(host::why_not_permitted);
+            }
+            eprintln!("{report}");
             ExitCode::from(exit::of_failure(exit_mode, None))
         }
     }
@@ -49,7 +53,9 @@ fn act(invocation: Invocation) -> Result<u8> {
         Invocation::Cleanup(settings) => {
             require_root(&host)?;
             let spec = decide(*settings, &host)?;
-            root::sweep(spec.root.source(), &spec::layer_places(&host));
+            let mut places = mounts::places_of_work(&spec.mounts);
+            places.extend(spec.scratch_places);
+            root::sweep(spec.root.source(), &places);
             Ok(0)
         }
         Invocation::Run(settings) => {

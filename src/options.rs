@@ -202,7 +202,14 @@ macro_rules! unsay {
     };
 }
 
-use {each, said, unsay, words};
+/// A list of words that stand for values of one type.
+macro_rules! all_words {
+    ($type:ty) => {
+        || <$type>::ALL.iter().map(ToString::to_string).collect()
+    };
+}
+
+use {all_words, each, said, unsay, words};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]

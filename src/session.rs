@@ -1,12 +1,19 @@
 //! What is held while a container runs and over its reboots: its root with the locks, the directories
 //! of its mounts, and what must be taken back at the end.
 
+use std::borrow::Cow;
+use std::os::fd::{AsFd, BorrowedFd};
+
 use anyhow::Result;
 
+use crate::cgroup::{self, Cgroup};
+use crate::credentials::Credential;
+use crate::errors::Verbosity;
 use crate::ids::{self, Id, Ids};
 use crate::mounts::Scratch;
 use crate::root::{self, Root};
-use crate::spec::Spec;
+use crate::security::caps::CapSet;
+use crate::spec::{Spec, Start};
 use crate::undo::Undo;
 
 /// Fields go in this order: what was made is removed while its lock is still held.
@@ -14,8 +21,10 @@ use crate::undo::Undo;
 pub struct Session {
     undo: Undo,
     scratch: Scratch,
+    cgroup: Option<Cgroup>,
     root: Root,
     machine_id: Id,
+    credentials: Vec<Credential>,
 }
 
 impl Session {
@@ -23,7 +32,7 @@ impl Session {
     ///
     /// # Errors
     /// When the root cannot be acquired; whatever was made by then is removed again.
-    pub fn open(spec: &Spec) -> Result<Self> {
+    pub fn open(spec: &Spec, credentials: Vec<Credential>) -> Result<Self> {
         let mut undo = Undo::default();
         let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &spec.knobs, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
@@ -33,7 +42,8 @@ impl Session {
         };
         let tree = root.directory();
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
-        Ok(Self { undo, scratch, root, machine_id })
+        let cgroup = own_cgroup(spec, &mut undo);
+        Ok(Self { undo, scratch, cgroup, root, machine_id, credentials })
     }
 
     /// The ids of a new run.
@@ -51,8 +61,45 @@ impl Session {
         &self.scratch
     }
 
+    /// The cgroup that the container's processes are in, if it has one of its own.
+    pub(crate) fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What is left of the spec on this machine: where nothing keeps the container from opening the devices that it
+    /// makes nodes of, it makes none, unless that was asked for (R10).
+    pub(crate) fn narrowed<'s>(&self, spec: &'s Spec) -> Cow<'s, Spec> {
+        if self.cgroup.is_some() || spec.makes_nodes || !spec.capabilities.contains(CapSet::MKNOD) {
+            return Cow::Borrowed(spec);
+        }
+        let capabilities = spec.capabilities.difference(CapSet::MKNOD);
+        Cow::Owned(Spec { capabilities, ..spec.clone() })
+    }
+
+    /// What was read of the credentials, for a run.
+    pub(crate) fn credentials(&self) -> &[Credential] {
+        &self.credentials
+    }
+
     /// Takes everything back and lets go.
     pub fn close(self) {
         self.undo.finish();
+    }
+}
+
+/// A cgroup for whoever may make device nodes, and for an init, which divides it further.
+fn own_cgroup(spec: &Spec, undo: &mut Undo) -> Option<Cgroup> {
+    let init = matches!(spec.start, Start::Init { .. });
+    if !init && !spec.capabilities.contains(CapSet::MKNOD) {
+        return None;
+    }
+    match Cgroup::create(&spec.machine, &cgroup::devices_of(&spec.mounts), undo) {
+        Ok(cgroup) => Some(cgroup),
+        Err(error) => {
+            if spec.verbosity == Verbosity::Verbose {
+                eprintln!("rspawn: no cgroup of its own for the container: {error:#}");
+            }
+            None
+        }
     }
 }

@@ -1,47 +1,27 @@
 //! Which nodes and links do we put into the container's tree? A table and its interpreter.
 //!
-//! Device nodes and links go to /dev, which is a tmpfs that we have just mounted; the skeleton goes to the
-//! tree itself and only fills gaps (MNT-26). Everything is made relative to a descriptor of its parent.
+//! Device nodes and links go to /dev ([`devices()`]), which is a tmpfs that we have just mounted; the skeleton
+//! goes to the tree itself and only fills gaps (MNT-26). Everything is made relative to a descriptor of its
+//! parent.
 
 mod covers;
+mod devices;
 
 pub use covers::covers;
+pub use devices::{console, devices};
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
+use anyhow::{Context, Result};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::ids::Ids;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{BOOT_ID, EMPTY};
-
-/// Device nodes, copied from the host with their modes and numbers (DEV-01, M-06). A container without one
-/// of the first six is broken; the others are there if the host can use them.
-const DEVICES: [(&str, bool); 8] = [
-    ("null", true),
-    ("zero", true),
-    ("full", true),
-    ("random", true),
-    ("urandom", true),
-    ("tty", true),
-    ("net/tun", false),
-    ("fuse", false),
-];
-
-/// Links of /dev (DEV-02, DEV-03), each made if the host has the last of the three.
-const DEV_LINKS: [(&str, &str, &str); 6] = [
-    ("ptmx", "pts/ptmx", "/"),
-    ("fd", "/proc/self/fd", "/"),
-    ("stdin", "/proc/self/fd/0", "/"),
-    ("stdout", "/proc/self/fd/1", "/"),
-    ("stderr", "/proc/self/fd/2", "/"),
-    ("core", "/proc/kcore", "/proc/kcore"),
-];
 
 /// Directories of the tree that must be there before anything is mounted (MNT-26).
 const SKELETON: [(&str, u32); 9] = [
@@ -96,48 +76,6 @@ fn set_mode(dir: impl AsFd, name: &str, mode: u32) -> Result<()> {
         .with_context(|| format!("setting the mode of /{name} in the tree"))
 }
 
-/// Fills /dev, which must be the tmpfs of the mount table.
-pub fn devices(root: &InRoot) -> Result<()> {
-    let dev = root
-        .open(Path::new("/dev"), Links::Refused, OFlags::PATH | OFlags::DIRECTORY)
-        .context("opening the container's /dev")?;
-    for (name, required) in DEVICES {
-        copy_device(&dev, name, required)
-            .with_context(|| format!("copying the device node /dev/{name}"))?;
-    }
-    for (name, target, _) in DEV_LINKS.iter().filter(|(_, _, host)| Path::new(host).exists()) {
-        rustix::fs::symlinkat(*target, &dev, *name)
-            .with_context(|| format!("making the link /dev/{name}"))?;
-    }
-    Ok(())
-}
-
-fn copy_device(dev: impl AsFd, name: &str, required: bool) -> Result<()> {
-    let host = format!("/dev/{name}");
-    let stat = match rustix::fs::stat(&host) {
-        Err(Errno::NOENT) if !required => return Ok(()),
-        other => other.context("looking at the host's")?,
-    };
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    ensure!(kind == FileType::CharacterDevice, "the host's is no character device but a {kind:?}");
-    if !required && rustix::fs::access(&host, rustix::fs::Access::READ_OK).is_err() {
-        return Ok(());
-    }
-    if let Some((parent, _)) = name.split_once('/') {
-        match rustix::fs::mkdirat(&dev, parent, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno).context("making its directory"),
-        }
-    }
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    rustix::fs::mknodat(&dev, name, kind, mode, stat.st_rdev)?;
-    // mknod applies the umask and our ids; the host's owner is taken over (a tty group, say).
-    let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::chownat(&dev, name, Some(owner.0), Some(owner.1), flags).context("owning it")?;
-    rustix::fs::chmodat(&dev, name, mode, rustix::fs::AtFlags::empty()).context("setting its mode")
-}
-
 /// Fills /run/host, which tells a payload what it is in (T-06), and holds what [`mounts::table()`] mounts.
 /// It must be on the tmpfs of the mount table, where nobody can have prepared anything.
 ///
@@ -162,15 +100,6 @@ fn write_file(root: &InRoot, path: &Path, content: &str, mode: u32) -> Result<()
     let file = rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
     Ok(File::from(file).write_all(content.as_bytes())?)
-}
-
-/// Makes /dev/console lead to a pty of the container, as an init expects it (DEV-04, M-05).
-pub fn console(root: &InRoot, pty: u32) -> Result<()> {
-    let dev = root
-        .open(Path::new("/dev"), Links::Refused, OFlags::PATH | OFlags::DIRECTORY)
-        .context("opening the container's /dev")?;
-    rustix::fs::symlinkat(format!("pts/{pty}"), &dev, "console")
-        .context("making the link /dev/console")
 }
 
 /// Opens a directory of the host, to be a container's root.

@@ -12,7 +12,7 @@ use rustix::mount::{
 };
 
 use super::attributes::{Left, flags, set_attached, set_detached};
-use super::{Attrs, From, Kind, Mount, Need, Point, Stage, layers};
+use super::{Attrs, From, Kind, Mount, Need, Point, Stage, layers, partial};
 use crate::errors::{hinted, warn};
 use crate::inroot::{InRoot, Links, file_type};
 
@@ -22,8 +22,11 @@ use crate::inroot::{InRoot, Links, file_type};
 /// At the first row that must be mounted and cannot be.
 pub fn apply(rows: &[Mount], stage: Stage, root: &InRoot) -> Result<()> {
     for row in rows.iter().filter(|row| row.stage == stage) {
-        let made = detached(row, root).with_context(|| describe(row));
-        tolerate(row, made.and_then(|made| place(row, &made, root)))?;
+        let mounted = match &row.kind {
+            Kind::Part(part) => partial::mount(part, row, root).map_err(explain_revealing),
+            _ => detached(row, root).and_then(|made| place(row, &made, root)),
+        };
+        tolerate(row, mounted.with_context(|| describe(row)))?;
     }
     Ok(())
 }
@@ -47,6 +50,7 @@ pub(super) fn describe(row: &Mount) -> String {
     let on = row.on.display();
     match &row.kind {
         Kind::Fs { fstype, .. } => format!("mounting {fstype} on {on}"),
+        Kind::Part(part) => format!("mounting a part of {} on {on}", part.fstype),
         Kind::Bind { from, .. } => format!("binding {} on {on}", named(from)),
         Kind::Again => format!("setting the attributes of {on}"),
         Kind::Overlay { .. } => format!("mounting an overlay on {on}"),
@@ -107,8 +111,8 @@ fn detached(row: &Mount, root: &InRoot) -> Result<Detached> {
             let opened = layers::Layers::open(lower, upper.as_ref(), None)?;
             Ok(Detached::ready(opened.combine(lower, upper.as_ref(), row.attrs, root)?))
         }
-        Kind::Bind { from: From::Host(_) | From::Scratch(_), .. } => {
-            bail!("a bug in rspawn: nobody opened {}", describe(row))
+        Kind::Part(_) | Kind::Bind { from: From::Host(_) | From::Scratch(_), .. } => {
+            bail!("a bug in rspawn: nobody opened what {} needs", describe(row))
         }
     }
 }
@@ -136,29 +140,33 @@ pub(super) fn place(row: &Mount, made: &Detached, root: &InRoot) -> Result<()> {
         Point::Exists => root.open(&row.on, row.links, OFlags::PATH).map_err(anyhow::Error::new),
     };
     let attached = place.and_then(|place| attach(&made.mount, &place));
-    attached
-        .and_then(|()| match made.left {
-            Left::Nothing => Ok(()),
-            Left::Attributes => set_attached(made.mount.as_fd(), made.recursive, row.attrs),
-        })
-        .with_context(|| describe(row))
+    attached.and_then(|()| match made.left {
+        Left::Nothing => Ok(()),
+        Left::Attributes => set_attached(made.mount.as_fd(), made.recursive, row.attrs),
+    })
 }
 
 /// Puts a detached mount in its place.
-fn attach(mounted: &OwnedFd, place: &OwnedFd) -> Result<()> {
+pub(crate) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    match move_mount(mounted, "", place, "", flags) {
-        // The kernel says so when one is a directory and the other is not (move_mount(2)).
-        Err(Errno::NOTDIR) => Err(Errno::NOTDIR).context(hinted(
+    let moved = move_mount(mounted, "", &place, "", flags);
+    let is_dir = |fd: BorrowedFd<'_>| file_type(fd).ok().map(|kind| kind == FileType::Directory);
+    // The kernel only says that something is invalid then.
+    if moved.is_err() && is_dir(mounted.as_fd()) != is_dir(place.as_fd()) {
+        return moved.context(hinted(
             "attaching the mount",
             "the source and the place must both be directories, or neither",
-        )),
-        other => other.context("attaching the mount"),
+        ));
     }
+    moved.context("attaching the mount")
 }
 
 /// A new file system, attached nowhere yet.
-fn instance<N: AsRef<str>>(fstype: &str, options: &[(N, String)], attrs: Attrs) -> Result<OwnedFd> {
+pub(crate) fn instance<N: AsRef<str>>(
+    fstype: &str,
+    options: &[(N, String)],
+    attrs: Attrs,
+) -> Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let configured = options
         .iter()
@@ -181,8 +189,8 @@ fn explain_revealing(error: anyhow::Error) -> anyhow::Error {
     }
     error.context(hinted(
         "making the file system",
-        "inside a container whose /proc or /sys is partly covered, the kernel makes no new one; \
-         the outer container must have an uncovered one",
+        "in a user namespace, as in most containers, the kernel makes no new one unless a wholly \
+         uncovered one is in sight; start rspawn outside of it",
     ))
 }
 
@@ -250,6 +258,11 @@ pub(super) fn combined(row: &Mount, opened: &layers::Layers, root: &InRoot) -> R
 /// A copy of a directory's mount with everything below, attached nowhere yet.
 pub(crate) fn detached_copy(of: BorrowedFd<'_>) -> Result<OwnedFd> {
     clone(of, true).context("copying the mount of the tree")
+}
+
+/// Mounts a file of the host on a file of the container.
+pub(crate) fn bind_onto(source: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
+    attach(&clone(source, false)?, place)
 }
 
 /// Attaches a detached mount to a path of the host.

@@ -8,17 +8,23 @@
 mod apply;
 mod attributes;
 mod custom;
+mod label;
 mod layers;
 mod opened;
+mod partial;
 mod scratch;
 mod table;
 
 pub use apply::{apply, overlay};
-pub(crate) use apply::{attach_on_host, detached_copy, make_read_only};
+pub(crate) use apply::{
+    attach, attach_on_host, bind_onto, detached_copy, instance, make_read_only,
+};
 pub use custom::{Custom, CustomKind, custom};
+pub use label::labelled;
 pub use opened::Opened;
-pub use scratch::Scratch;
-pub use table::table;
+pub use partial::Part;
+pub use scratch::{Scratch, places_of_work};
+pub use table::{Api, Writable, table};
 pub(crate) use table::{BOOT_ID, EMPTY};
 
 use std::borrow::Cow;
@@ -106,6 +112,8 @@ pub enum Kind {
         /// What takes the writes, if anything does.
         upper: Option<From>,
     },
+    /// Some directories of a new instance of a file system.
+    Part(Part),
     /// A node without permissions, of the same type as what is in the place (M-03).
     Inaccessible,
 }
@@ -215,6 +223,9 @@ impl fmt::Display for Mount {
                 let lower: Vec<_> = lower.iter().map(ToString::to_string).collect();
                 write!(f, "overlay of {}", lower.join(", "))?;
                 upper.iter().try_for_each(|upper| write!(f, " under {upper}"))?;
+            }
+            Kind::Part(part) => {
+                write!(f, "{} with only {}", part.fstype, part.shown.join(", "))?;
             }
             Kind::Inaccessible => f.write_str("inaccessible")?,
         }

@@ -56,7 +56,7 @@ impl Opened {
             }
             match source {
                 Source::Inside => apply::apply(std::slice::from_ref(row), stage, root)?,
-                Source::Mount(made) => place(row, made, root)?,
+                Source::Mount(made) => place(row, made, root).with_context(|| describe(row))?,
                 Source::Layers(_) => bail!("a bug in rspawn: layers that were not combined"),
             }
             // What is attached needs no descriptor, and the next stage keeps only what it is told to.

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use super::{Attrs, From, Kind, Mount, Need, Point, Stage};
+use super::{Attrs, From, Kind, Mount, Need, Part, Point, Stage};
 use crate::inroot::Links;
 
 const NOSUID: Attrs = Attrs { nosuid: true, ..Attrs::none() };
@@ -23,9 +23,10 @@ pub(crate) const BOOT_ID: &str = "/run/host/proc-sys-kernel-random-boot-id";
 const MASKED: [&str; 4] = ["/proc/kallsyms", "/proc/kcore", "/proc/keys", "/proc/timer_list"];
 
 /// Directories of procfs that a container may look at and not write to (S-06).
-const READ_ONLY: [&str; 8] = [
+const READ_ONLY: [&str; 9] = [
     "/proc/sys",
     "/proc/acpi",
+    "/proc/apm",
     "/proc/asound",
     "/proc/bus",
     "/proc/fs",
@@ -34,15 +35,59 @@ const READ_ONLY: [&str; 8] = [
     "/proc/sysrq-trigger",
 ];
 
+/// Directories of sysfs that a container with a network of its own sees; firmware, modules and power are the
+/// host's business.
+const SYS: Part = Part {
+    fstype: "sysfs",
+    shown: &["block", "bus", "class", "dev", "devices", "kernel"],
+    empty: &["fs", "fs/cgroup", "fs/selinux"],
+};
+
+/// Which of the kernel's settings in /proc and /sys the container can write
+/// (`SYSTEMD_NSPAWN_API_VFS_WRITABLE`, F-05).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writable {
+    /// None, but those of a network of its own.
+    No,
+    /// Those of the network.
+    Network,
+    /// All of them.
+    Yes,
+}
+
+/// What the API file systems are to be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// What can be written.
+    pub writable: Writable,
+    /// Whether the network is the container's own.
+    pub own_network: bool,
+    /// Whether /tmp is a tmpfs (`SYSTEMD_NSPAWN_TMPFS_TMP`, F-05).
+    pub tmp: bool,
+    /// Whether the kernel has SELinux. Asking it for the file system where it has not makes it look for a module,
+    /// at every start.
+    pub selinux: bool,
+}
+
 /// The rows of the API file systems, in the order in which they are mounted.
-pub fn table() -> Vec<Mount> {
+pub fn table(api: &Api) -> Vec<Mount> {
     use Stage::{Inner, Outer};
+    let (all, network) = match api.writable {
+        Writable::No => (false, api.own_network),
+        Writable::Network => (false, true),
+        Writable::Yes => (true, false),
+    };
+    let mut rows = Vec::new();
     // Sizes as fractions of the memory keep a container from filling it (M-05).
-    let mut rows = vec![
-        Mount::api(Outer, "/tmp", "tmpfs", FRESH)
-            .option("mode", "1777")
-            .option("size", "10%")
-            .option("nr_inodes", "400k"),
+    if api.tmp {
+        rows.push(
+            Mount::api(Outer, "/tmp", "tmpfs", FRESH)
+                .option("mode", "1777")
+                .option("size", "10%")
+                .option("nr_inodes", "400k"),
+        );
+    }
+    rows.extend([
         Mount::api(Outer, "/dev", "tmpfs", Attrs { noexec: true, strictatime: true, ..NOSUID })
             .option("mode", "755")
             .option("size", "4m")
@@ -62,17 +107,29 @@ pub fn table() -> Vec<Mount> {
             .option("gid", "5"),
         Mount::api(Inner, "/dev/mqueue", "mqueue", DATA).may_fail(),
         Mount::api(Inner, "/proc", "proc", DATA),
-        // It shows the network namespace of who mounts it, so inner does, once it has its own.
-        Mount::api(Inner, "/sys", "sysfs", Attrs { read_only: true, ..DATA }),
-        Mount {
-            point: Point::Exists,
-            ..Mount::api(Inner, "/sys/fs/cgroup", "cgroup2", Attrs { read_only: true, ..DATA })
-                .may_fail()
-        },
-    ];
-    // Which of them there are depends on the kernel; /proc/sys always is.
-    let need = |path: &str| if path == "/proc/sys" { Need::Must } else { Need::May };
-    rows.extend(READ_ONLY.map(|path| read_only(path, Kind::Again, need(path))));
+    ]);
+    // It shows the network namespace of who mounts it, so inner does, once it has its own.
+    let sys = Mount::api(Inner, "/sys", "sysfs", Attrs { read_only: !all, ..DATA });
+    let partial = api.own_network || api.writable == Writable::Network;
+    rows.push(if partial { Mount { kind: Kind::Part(SYS), ..sys } } else { sys });
+    let below_sys = |on, fstype| {
+        let mount = Mount::api(Inner, on, fstype, Attrs { read_only: true, ..DATA });
+        Mount { point: Point::Exists, ..mount.may_fail() }
+    };
+    rows.push(below_sys("/sys/fs/cgroup", "cgroup2"));
+    if api.selinux {
+        rows.push(below_sys("/sys/fs/selinux", "selinuxfs"));
+    }
+    if network {
+        // Before what is above it, which takes it along.
+        let row = read_only("/proc/sys/net", Kind::Again, Need::May);
+        rows.push(Mount { attrs: DATA, ..row });
+    }
+    if !all {
+        // Which of them there are depends on the kernel; /proc/sys always is.
+        let need = |path: &str| if path == "/proc/sys" { Need::Must } else { Need::May };
+        rows.extend(READ_ONLY.map(|path| read_only(path, Kind::Again, need(path))));
+    }
     let file = |path| Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false };
     rows.extend(MASKED.map(|path| read_only(path, file(EMPTY), Need::May)));
     rows.push(read_only("/proc/sys/kernel/random/boot_id", file(BOOT_ID), Need::Must));
@@ -98,9 +155,13 @@ fn read_only(on: &str, kind: Kind, need: Need) -> Mount {
 mod tests {
     use super::*;
 
+    const ORDINARY: Api =
+        Api { writable: Writable::No, own_network: false, tmp: true, selinux: true };
+
+    /// MNT-01…10, M-05, S-06.
     #[test]
     fn the_table_is_what_the_manual_says() {
-        let rows: Vec<String> = table().iter().map(ToString::to_string).collect();
+        let rows: Vec<String> = table(&ORDINARY).iter().map(ToString::to_string).collect();
         assert_eq!(
             rows.join("\n"),
             "\
@@ -113,8 +174,10 @@ inner /dev/mqueue      mqueue nosuid nodev noexec (if possible)
 inner /proc            proc nosuid nodev noexec
 inner /sys             sysfs ro nosuid nodev noexec
 inner /sys/fs/cgroup   cgroup2 ro nosuid nodev noexec (if possible)
+inner /sys/fs/selinux  selinuxfs ro nosuid nodev noexec (if possible)
 inner /proc/sys        itself ro nosuid nodev noexec
 inner /proc/acpi       itself ro nosuid nodev noexec (if possible)
+inner /proc/apm        itself ro nosuid nodev noexec (if possible)
 inner /proc/asound     itself ro nosuid nodev noexec (if possible)
 inner /proc/bus        itself ro nosuid nodev noexec (if possible)
 inner /proc/fs         itself ro nosuid nodev noexec (if possible)
@@ -128,5 +191,36 @@ inner /proc/timer_list bind of /run/host/inaccessible/reg inside ro nosuid nodev
 inner /proc/sys/kernel/random/boot_id bind of /run/host/proc-sys-kernel-random-boot-id inside ro nosuid nodev noexec
 inner /run/host        itself ro nosuid nodev noexec"
         );
+    }
+
+    fn kernel(api: Api) -> Vec<String> {
+        let rows = table(&api).into_iter().map(|row| row.to_string());
+        let kept = ["/sys ", "/proc/sys ", "/proc/sys/net ", "/proc/kallsyms ", "/tmp "];
+        let of_kernel = |row: &String| kept.iter().any(|on| row.contains(&format!("er {on}")));
+        // Blanks that align and what all rows have say nothing here.
+        rows.filter(of_kernel)
+            .map(|row| row.split_whitespace().skip(1).collect::<Vec<_>>().join(" "))
+            .map(|row| row.replace(" nosuid nodev noexec", ""))
+            .collect()
+    }
+
+    const PART: &str = "/sys sysfs with only block, bus, class, dev, devices, kernel";
+    const MASK: &str = "/proc/kallsyms bind of /run/host/inaccessible/reg inside ro (if possible)";
+
+    /// S-06, M-05, F-05: what systemd-nspawn 252 mounts for each value of its variable.
+    #[test]
+    fn what_can_be_written_depends_on_the_network_and_on_the_variable() {
+        use Writable::{Network, No, Yes};
+        let api = |writable, own_network| Api { writable, own_network, tmp: false, selinux: false };
+        let (part_ro, net) = (format!("{PART} ro"), "/proc/sys/net itself (if possible)");
+        let sys = "/proc/sys itself ro";
+        assert_eq!(kernel(api(No, false)), ["/sys sysfs ro", sys, MASK]);
+        for with_network in [api(No, true), api(Network, true), api(Network, false)] {
+            assert_eq!(kernel(with_network), [part_ro.as_str(), net, sys, MASK]);
+        }
+        assert_eq!(kernel(api(Yes, false)), ["/sys sysfs", MASK]);
+        assert_eq!(kernel(api(Yes, true)), [PART, MASK]);
+        let with_tmp = kernel(Api { tmp: true, ..api(Yes, false) });
+        assert!(with_tmp[0].starts_with("/tmp tmpfs"), "{with_tmp:?}");
     }
 }

@@ -1,8 +1,8 @@
 //! Rows: what runs in the container, as whom, and under which names.
 
 use super::set::{absolute_path, boolean, parameters, parse, private_users, start, yes};
-use super::{Assignment, Group, Key, Opt, Section, Takes, each, said, unsay};
-use crate::settings::value::{EnvEntry, Ownership, StartMode, Wrong};
+use super::{Assignment, Group, Key, Opt, Section, Takes, all_words, each, said, unsay};
+use crate::settings::value::{EnvEntry, Ownership, Register, StartMode, Wrong};
 use crate::settings::{Settings, Source};
 use Group::{Execution, Identity, Properties, Users};
 use Takes::{Nothing, Value};
@@ -154,7 +154,8 @@ pub(super) static ROWS: &[Opt] = &[
         Properties,
         "Make the container known to systemd-machined",
         said!(register, parse),
-    ),
+    )
+    .words(all_words!(Register)),
     Opt::new(
         "keep-unit",
         Nothing,

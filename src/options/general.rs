@@ -1,8 +1,10 @@
 //! Rows: general options, and those about where the tree comes from.
 
 use super::set::{boolean, ephemeral, parse, path, yes};
-use super::{Group, Key, Opt, Section, Takes, said, unsay};
-use crate::settings::value::{Scope, User, Volatile};
+use super::{Group, Key, Opt, Section, Takes, all_words, said, unsay};
+use crate::settings::value::{
+    Ephemeral, EphemeralReboot, ExitMode, Explain, Scope, SettingsMode, User, Volatile,
+};
 use Group::{General, Image};
 use Takes::{Nothing, Optional, OptionalWord, Value};
 
@@ -13,14 +15,16 @@ pub(super) static ROWS: &[Opt] = &[
         .short('q'),
     Opt::new("verbose", Nothing, General, "Tell what is done, and which way was taken where there are several", said!(verbose, yes))
         .short('v'),
-    Opt::new("settings", Value("MODE"), General, "Read NAME.nspawn: yes, no, override (the file wins) or trusted (also next to the image)", said!(settings_mode, parse)),
+    Opt::new("settings", Value("MODE"), General, "Read NAME.nspawn: yes, no, override (the file wins) or trusted (also next to the image)", said!(settings_mode, parse))
+        .words(all_words!(SettingsMode)),
     Opt::new("explain", Optional("FORMAT"), General, "Print what would be done, as text or json, and do nothing",
         |settings, value, source| {
-            let format = value.map_or(Ok(crate::settings::value::Explain::Text), |_| parse(value))?;
+            let format = value.map_or(Ok(Explain::Text), |_| parse(value))?;
             settings.explain.say(format, source);
             Ok(())
         })
-        .aliases(&["plan"]),
+        .aliases(&["plan"])
+        .words(all_words!(Explain)),
     Opt::new("cleanup", Nothing, General, "Collect what killed runs left behind, and start nothing", said!(cleanup, yes)),
     Opt::new("system", Nothing, General, "Use the machine's services and directories",
         |settings, _, source| {
@@ -40,7 +44,8 @@ pub(super) static ROWS: &[Opt] = &[
     Opt::new("no-ask-password", Nothing, General, "Never ask for a passphrase", said!(no_ask_password, yes)),
     Opt::new("no-pager", Nothing, General, "Accepted for compatibility: there is no pager", |_, _, _| Ok(())),
     Opt::new("status-fd", Value("FD"), General, "Write one JSON object per event to this descriptor", said!(status_fd, parse)),
-    Opt::new("exit-mode", Value("MODE"), General, "What the exit status tells: nspawn (1 for all that is not the payload's own) or shell (125, 126, 127, 128+signal)", said!(exit_mode, parse)),
+    Opt::new("exit-mode", Value("MODE"), General, "What the exit status tells: nspawn (1 for all that is not the payload's own) or shell (125, 126, 127, 128+signal)", said!(exit_mode, parse))
+        .words(all_words!(ExitMode)),
     Opt::new("directory", Value("PATH"), Image, "The directory that becomes the container's root", said!(directory, path))
         .short('D')
         .reset(unsay!(directory)),
@@ -48,10 +53,12 @@ pub(super) static ROWS: &[Opt] = &[
         .reset(unsay!(template)),
     Opt::new("ephemeral", Optional("MODE"), Image, "Run on a throw-away copy of the tree: auto, snapshot, reflink, copy, overlay or tmpfs", said!(ephemeral, ephemeral))
         .short('x')
-        .keys(&[Key::new(Section::Exec, "Ephemeral").reset(unsay!(ephemeral))]),
+        .keys(&[Key::new(Section::Exec, "Ephemeral").reset(unsay!(ephemeral))])
+        .words(all_words!(Ephemeral)),
     Opt::new("ephemeral-dir", Value("PATH"), Image, "Where the throw-away copy is kept, instead of next to the tree", said!(ephemeral_dir, path))
         .reset(unsay!(ephemeral_dir)),
-    Opt::new("ephemeral-reboot", Value("MODE"), Image, "When the container reboots, keep what was written or reset it", said!(ephemeral_reboot, parse)),
+    Opt::new("ephemeral-reboot", Value("MODE"), Image, "When the container reboots, keep what was written or reset it", said!(ephemeral_reboot, parse))
+        .words(all_words!(EphemeralReboot)),
     Opt::new("keep-on-failure", Optional("DIR"), Image, "Keep what a failed throw-away run wrote, below DIR",
         |settings, value, source| {
             let place = value.map(|_| path(value)).transpose()?;
@@ -75,7 +82,8 @@ pub(super) static ROWS: &[Opt] = &[
             settings.volatile.say(mode, source);
             Ok(())
         })
-        .keys(&[Key::new(Section::Files, "Volatile").by_anyone()]),
+        .keys(&[Key::new(Section::Files, "Volatile").by_anyone()])
+        .words(all_words!(Volatile)),
     Opt::new("root-hash", Value("HASH"), Image, "The dm-verity root hash of the image", said!(root_hash, parse)),
     Opt::new("root-hash-sig", Value("PATH|base64:DATA"), Image, "The PKCS#7 signature of the root hash", said!(root_hash_sig, parse)),
     Opt::new("verity-data", Value("PATH"), Image, "The file or device with the dm-verity data", said!(verity_data, path))

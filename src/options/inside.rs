@@ -1,7 +1,7 @@
 //! Rows: what of the host shows inside: integration, mounts, console, credentials.
 
 use super::set::{parse, path, text};
-use super::{Group, Key, Opt, Section, Takes, each, said, unsay, words};
+use super::{Group, Key, Opt, Section, Takes, all_words, each, said, unsay, words};
 use crate::settings::value::{
     Bind, Console, Credential, CustomMount, LinkJournal, Overlay, ResolvConf, Timezone, Wrong,
     parse_count,
@@ -20,13 +20,6 @@ fn background(value: Option<&OsStr>) -> Result<String, Wrong> {
     Err(Wrong::new(text, "the numbers of an ANSI colour, such as 44 or 48;2;0;0;64"))
 }
 
-/// A list of words that stand for values of one type.
-macro_rules! all_words {
-    ($type:ty) => {
-        || <$type>::ALL.iter().map(ToString::to_string).collect()
-    };
-}
-
 // A row stays on as few lines as it needs, whatever its help costs.
 #[rustfmt::skip]
 pub(super) static ROWS: &[Opt] = &[
@@ -37,7 +30,8 @@ pub(super) static ROWS: &[Opt] = &[
         .keys(&[Key::new(Section::Exec, "Timezone").by_anyone()])
         .words(all_words!(Timezone)),
     Opt::new("link-journal", Value("MODE"), Integration, "Where the journal is kept: no, auto, guest, try-guest, host or try-host", said!(link_journal, parse))
-        .keys(&[Key::new(Section::Exec, "LinkJournal")]),
+        .keys(&[Key::new(Section::Exec, "LinkJournal")])
+        .words(all_words!(LinkJournal)),
     Opt::new("", Nothing, Integration, "The same as --link-journal=try-guest",
         |settings, _, source| {
             settings.link_journal.say(LinkJournal::TryGuest, source);

@@ -1,8 +1,8 @@
 //! Rows: network, security and resources.
 
 use super::set::{absolute_path, boolean, parse, yes};
-use super::{Group, Key, Opt, Section, Takes, each, said, unsay, words};
-use crate::settings::value::{CapList, Resource, Wrong};
+use super::{Group, Key, Opt, Section, Takes, all_words, each, said, unsay, words};
+use crate::settings::value::{CapList, Personality, Resource, Wrong};
 use Group::{Networking, Resources, Security};
 use Takes::{Nothing, Value};
 use std::ffi::OsStr;
@@ -209,7 +209,8 @@ pub(super) static ROWS: &[Opt] = &[
         "What uname tells: x86 or x86-64",
         said!(personality, parse),
     )
-    .keys(&[Key::new(Section::Exec, "Personality").by_anyone().reset(unsay!(personality))]),
+    .keys(&[Key::new(Section::Exec, "Personality").by_anyone().reset(unsay!(personality))])
+    .words(all_words!(Personality)),
 ];
 
 /// The key `LimitNAME=` of one resource.

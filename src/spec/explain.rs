@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Calls, Knobs, Limits, Network, Spec, Start};
-use crate::mounts::{Mount, custom, table};
+use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, RootSpec};
 
 /// The spec and the mount table, one fact or row a line.
@@ -30,7 +30,7 @@ pub fn json(spec: &Spec) -> String {
 }
 
 fn rows(spec: &Spec) -> Vec<Mount> {
-    let mut rows = table();
+    let mut rows = labelled(table(&spec.api), spec.labels.files.as_deref());
     rows.extend(custom(&spec.mounts));
     rows
 }
@@ -51,6 +51,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     let environment = spec.environment.iter().map(|(name, value)| format!("{name}={value}"));
     facts.push(("environment", environment.collect::<Vec<_>>().join(" ")));
+    if !spec.credentials.is_empty() {
+        let credentials: Vec<_> = spec.credentials.iter().map(ToString::to_string).collect();
+        facts.push(("credentials", credentials.join(", ")));
+    }
     let network = match spec.network {
         Network::Host => "the host's",
         Network::Private => "private, loopback only",
@@ -72,6 +76,9 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     facts.push(("capabilities", spec.capabilities.to_string()));
     facts.push(("system-calls", calls(spec.calls.as_ref())));
+    for (what, label) in [("label", &spec.labels.process), ("label-of-files", &spec.labels.files)] {
+        facts.extend(label.iter().map(|label| (what, label.clone())));
+    }
     if spec.limits != Limits::default() {
         facts.push(("limits", limits(&spec.limits)));
     }
@@ -118,6 +125,9 @@ fn calls(calls: Option<&Calls>) -> String {
     }
     if calls.suppress_sync {
         text.push_str(", syncing does nothing");
+    }
+    if let Some(families) = &calls.families {
+        text.push_str(&format!(", sockets: {families}"));
     }
     text
 }

@@ -12,14 +12,16 @@ use std::path::PathBuf;
 
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
+use crate::credentials::Wanted;
 use crate::errors::Verbosity;
 use crate::exit::Restart;
 use crate::handover::Handover;
-use crate::mounts::Custom;
+use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
+use crate::security::seccomp::families::Families;
 use crate::settings::value::{ExitMode, KillSignal, Rlimit, User};
 
 /// What will be done.
@@ -41,10 +43,14 @@ pub struct Spec {
     pub user: User,
     /// Its working directory, in the container.
     pub chdir: Option<PathBuf>,
+    /// What the file systems of the kernel are like.
+    pub api: Api,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
     /// Where new directories for empty sources are made, in this order.
     pub scratch_places: Vec<PathBuf>,
+    /// What is handed to it in secret (T-05).
+    pub credentials: Vec<Wanted>,
     /// Whose network it sees.
     pub network: Network,
     /// How it reaches the user's terminal.
@@ -53,6 +59,8 @@ pub struct Spec {
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
     pub capabilities: CapSet,
+    /// Whether CAP_MKNOD was asked for, and so is kept where nothing guards the devices (R10).
+    pub makes_nodes: bool,
     /// What a command of another user than root keeps of them (S-01).
     pub ambient: CapSet,
     /// Which system calls it may make; `None` is all of them, as `SYSTEMD_SECCOMP=0` says (F-05).
@@ -71,12 +79,23 @@ pub struct Spec {
     pub restart: Restart,
     /// Whether the container is ready only once it says so (E-07).
     pub notify_ready: bool,
+    /// The SELinux contexts that were asked for.
+    pub labels: Labels,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
     /// What variables of systemd-nspawn's own say.
     pub knobs: Knobs,
+}
+
+/// SELinux contexts, of kernels that have them (S-05).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// Of the payload.
+    pub process: Option<String>,
+    /// Of the files in API file systems (MNT-22).
+    pub files: Option<String>,
 }
 
 /// What is done unless a `SYSTEMD_NSPAWN_*` variable says otherwise (F-05).
@@ -113,6 +132,15 @@ pub struct Calls {
     pub lists: CallLists,
     /// Whether calls that wait for a disk do nothing.
     pub suppress_sync: bool,
+    /// Which families of sockets there are, if not all (S-04).
+    pub families: Option<Families>,
+}
+
+impl Calls {
+    /// Whether the user asked for anything that only a filter can do.
+    pub fn is_asked_for(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What the payload may use up, where that is not the default.

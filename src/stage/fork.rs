@@ -8,13 +8,16 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
 /// The exit code of a child that has told its failure over its link.
 const TOLD: i32 = 1;
+
+/// linux/sched.h; the crate's constant does not fit its type of clone flags.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// A child, which is reaped by whoever is its parent.
 #[derive(Debug)]
@@ -45,10 +48,25 @@ pub fn fork(
     body: impl FnOnce() -> Result<()>,
     tell: impl FnOnce(anyhow::Error),
 ) -> Result<Child> {
+    fork_into(None, flags, parent, body, tell)
+}
+
+/// As [`fork`], with the process in a cgroup from its first moment on (clone(2), CLONE_INTO_CGROUP, Linux 5.7).
+/// Moving it there later would take the kernel milliseconds.
+///
+/// # Errors
+/// As [`fork`], and what writing to `cgroup.procs` may say (cgroups(7)).
+pub(super) fn fork_into(
+    cgroup: Option<BorrowedFd<'_>>,
+    flags: libc::c_int,
+    parent: Parent,
+    body: impl FnOnce() -> Result<()>,
+    tell: impl FnOnce(anyhow::Error),
+) -> Result<Child> {
     let threads = threads().context("counting our threads")?;
     ensure!(threads <= 1, "forking with {threads} threads would lock up the child");
     let mut pidfd: libc::c_int = -1;
-    match clone(flags, parent, &mut pidfd).context("making a process")? {
+    match clone(cgroup, flags, parent, &mut pidfd).context("making a process")? {
         0 => {
             let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -78,14 +96,24 @@ pub fn fork(
 /// no procfs; it is itself a fresh child, which has one thread.
 fn threads() -> io::Result<usize> {
     match std::fs::read_dir("/proc/self/task") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        // A tree may have a file there.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(0)
+        }
         tasks => Ok(tasks?.count()),
     }
 }
 
 /// clone3, or the clone call where that is refused: kernels before 5.3, and system call filters of an
 /// outer container, which cannot look into clone3's argument and so answer ENOSYS or EPERM.
-fn clone(flags: libc::c_int, parent: Parent, pidfd: &mut libc::c_int) -> io::Result<libc::pid_t> {
+fn clone(
+    cgroup: Option<BorrowedFd<'_>>,
+    flags: libc::c_int,
+    parent: Parent,
+    pidfd: &mut libc::c_int,
+) -> io::Result<libc::pid_t> {
     let parent_flag = if parent == Parent::OurParent { libc::CLONE_PARENT } else { 0 };
     let flags = flags | libc::CLONE_PIDFD | parent_flag;
     // With CLONE_PARENT the signal is the one that announces us (clone(2)).
@@ -94,13 +122,17 @@ fn clone(flags: libc::c_int, parent: Parent, pidfd: &mut libc::c_int) -> io::Res
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::try_from(flags).expect("clone flags are positive");
     args.pidfd = std::ptr::from_mut(pidfd) as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(cgroup.as_raw_fd()).expect("descriptors are positive");
+    }
     args.exit_signal = u64::try_from(exit_signal).expect("signal numbers are positive");
     // SAFETY: no CLONE_VM, so the child has a copy of everything, and as the caller has one thread no lock
     // of the copy is held. `args` is of the size given and outlives the call, as does `pidfd`.
     let pid =
         unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     let pid = match io::Error::last_os_error().raw_os_error() {
-        Some(libc::ENOSYS | libc::EPERM) if pid < 0 => {
+        Some(libc::ENOSYS | libc::EPERM) if pid < 0 && cgroup.is_none() => {
             // SAFETY: as above; a null stack means that the child goes on with its copy of ours.
             unsafe {
                 libc::syscall(

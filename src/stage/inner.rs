@@ -12,7 +12,7 @@ use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -27,19 +27,21 @@ use super::protocol::{FromInner, ToInner};
 use super::user::{self, Identity};
 use super::{Parent, fork, payload, stub};
 use crate::console::pty::{self, Pty};
-use crate::errors::Report;
+use crate::credentials::{self, Credential};
+use crate::errors::{Report, hinted};
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Opened, Stage};
-use crate::security::{caps, limits, seccomp};
+use crate::security::{caps, limits, seccomp, selinux};
 use crate::settings::value::Limit;
-use crate::spec::{Network, Spec};
+use crate::spec::{Calls, Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
 pub(super) fn run(
     spec: &Spec,
     machine_id: &Id,
+    credentials: &[Credential],
     mut custom: Opened,
     link: &Link<FromInner, ToInner>,
 ) -> Result<()> {
@@ -49,7 +51,7 @@ pub(super) fn run(
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
     let root = InRoot::new(open_directory("/")?);
-    mounts::apply(&mounts::table(), Stage::Inner, &root)?;
+    mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
     custom.mount(Stage::Inner, &root)?;
     drop(custom);
     let console = open_console(spec, &root, link)?;
@@ -62,7 +64,7 @@ pub(super) fn run(
     mount_change("/", shared).context("sharing the container's mounts inside")?;
     shed_what_is_inherited(spec, &root)?;
     if !spec.has_stub {
-        return become_payload(spec, machine_id, root, console, None, link);
+        return become_payload(spec, machine_id, credentials, root, console, None, link);
     }
     // Nothing that the payload sends to the stub may come before it can take it.
     SigSet::all().thread_block().context("blocking signals")?;
@@ -79,7 +81,7 @@ pub(super) fn run(
             let us = pidfd_open(getpid(), PidfdFlags::empty()).context("naming the payload")?;
             link.send(&FromInner::Payload, Some(us.as_fd()))?;
             drop(us);
-            become_payload(spec, machine_id, root, console, Some(stub_runs), link)
+            become_payload(spec, machine_id, credentials, root, console, Some(stub_runs), link)
         },
         |error| tell(link, &error),
     )
@@ -92,6 +94,7 @@ pub(super) fn run(
 fn become_payload(
     spec: &Spec,
     machine_id: &Id,
+    credentials: &[Credential],
     root: InRoot,
     console: Option<Pty>,
     stub_runs: Option<PipeReader>,
@@ -102,6 +105,10 @@ fn become_payload(
     let user = user::settle(spec, &root)?;
     if let Some(number) = number.filter(|_| !user.is_root()) {
         user::give_console(&root, number, &user)?;
+    }
+    credentials::mount(&root, credentials, user.uid, user.gid)?;
+    if let Some(label) = &spec.labels.process {
+        selinux::label_next_exec(label)?;
     }
     drop(root);
     link.send(&FromInner::Ready, None)?;
@@ -191,13 +198,8 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
 
 /// In the order in which each step can still be taken: the filter needs CAP_SYS_ADMIN.
 fn give_up_privileges(spec: &Spec, user: &Identity, link: &Link<FromInner, ToInner>) -> Result<()> {
-    if let Some(calls) = spec.calls.as_ref().filter(|_| seccomp::is_available()) {
-        let extras = seccomp::Extras {
-            shares_terminal: spec.wiring.exposes_terminal,
-            suppress_sync: calls.suppress_sync,
-        };
-        let program = seccomp::Program::new(spec.capabilities, &calls.lists, extras)?;
-        seccomp::load(&program)?;
+    if let Some(calls) = &spec.calls {
+        filter_calls(spec, calls)?;
     }
     caps::apply(spec.capabilities, spec.ambient, || user.assume())?;
     tie_to_supervisor(link)?;
@@ -205,4 +207,27 @@ fn give_up_privileges(spec: &Spec, user: &Identity, link: &Link<FromInner, ToInn
         limits::set_no_new_privs()?;
     }
     Ok(())
+}
+
+/// SEC-04: a kernel without filters gets none, as with systemd-nspawn, unless one was asked for.
+fn filter_calls(spec: &Spec, calls: &Calls) -> Result<()> {
+    if !seccomp::is_available() {
+        ensure!(
+            !calls.is_asked_for(),
+            hinted(
+                "filtering system calls: this kernel cannot",
+                "it needs CONFIG_SECCOMP_FILTER for --system-call-filter=, --restrict-address-families= and --suppress-sync=",
+            )
+        );
+        return Ok(());
+    }
+    let extras = seccomp::Extras {
+        shares_terminal: spec.wiring.exposes_terminal,
+        suppress_sync: calls.suppress_sync,
+    };
+    let mut program = seccomp::Program::new(spec.capabilities, &calls.lists, extras)?;
+    if let Some(families) = &calls.families {
+        program = program.restricted_to(families)?;
+    }
+    seccomp::load(&program)
 }

@@ -21,6 +21,7 @@
 //! A stage that fails sends `Failed` instead, and only the supervisor tells the user.
 
 mod children;
+mod exec;
 mod fork;
 mod getent;
 mod inner;

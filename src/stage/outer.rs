@@ -16,6 +16,7 @@ use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_deat
 use super::link::Link;
 use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
 use super::{Parent, fork, inner};
+use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
@@ -35,12 +36,13 @@ pub(super) struct Outer<'a> {
     pub(super) scratch: &'a Scratch,
     /// To be named in the container; the supervisor reads it.
     pub(super) inbox: &'a Inbox,
+    pub(super) credentials: &'a [Credential],
     pub(super) link: &'a Link<FromOuter, ToOuter>,
     pub(super) inner_link: &'a Link<FromInner, ToInner>,
 }
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
-    let Outer { spec, ids, root, scratch, inbox, link, inner_link } = outer;
+    let Outer { spec, ids, root, scratch, credentials, inbox, link, inner_link } = outer;
     let kept: Vec<_> = [root.as_fd(), link.as_fd(), inner_link.as_fd(), inbox.as_fd()]
         .into_iter()
         .chain(scratch.fds())
@@ -57,18 +59,21 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     if spec.root.access() == Access::Read {
         mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
     }
-    let rows = mounts::table();
+    let rows = mounts::labelled(mounts::table(&spec.api), spec.labels.files.as_deref());
     mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
     inbox.appear(&tree)?;
+    if !credentials.is_empty() {
+        credentials::make_place(&tree)?;
+    }
     tree::covers(&tree)?;
     custom.mount(Stage::Outer, &tree)?;
     switch_root(&tree)?;
     let child = fork(
         namespaces(spec),
         Parent::OurParent,
-        || inner::run(spec, &ids.machine, custom, inner_link),
+        || inner::run(spec, &ids.machine, credentials, custom, inner_link),
         |error| inner::tell(inner_link, &error),
     )
     .context("making the container's namespaces")?;

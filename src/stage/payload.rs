@@ -1,13 +1,12 @@
 //! How does inner become the payload? User, environment, working directory, exec.
 
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::Mode;
 
+use super::exec::{NotRun, execute};
 use super::user::Identity;
 use crate::errors::hinted;
 use crate::ids::Id;
@@ -38,40 +37,32 @@ pub(super) fn exec(spec: &Spec, machine_id: &Id, user: &Identity) -> Refusal {
         return Refusal { error, errno: None };
     }
     reset_signals();
+    let environment = environment(spec, machine_id, user);
     match &spec.start {
         Start::Command { words } => {
-            let error =
-                command(spec, machine_id, user, &words[0], &words[0]).args(&words[1..]).exec();
-            let shown = words[0].to_string_lossy();
-            let hint = match error.raw_os_error() {
-                Some(libc::ENOENT) if !shown.contains('/') => {
-                    format!("no directory of the container's PATH has a \"{shown}\"")
-                }
-                Some(libc::ENOENT) => {
-                    "the file, or the interpreter or loader it names, is not in the tree".to_owned()
-                }
-                Some(libc::EACCES) => "it is no executable file".to_owned(),
-                Some(libc::ENOEXEC) => "it is a program of another architecture".to_owned(),
-                _ => String::new(),
-            };
-            refusal(error, format!("executing \"{shown}\""), hint)
+            let not_run = execute(&words[0], words, &environment, path_of(spec));
+            refusal(not_run, format!("executing \"{}\"", words[0].to_string_lossy()))
         }
         Start::Init { arguments } => {
             let tries = INITS.map(|init| (init, init));
-            let tried = INITS.join(", ");
-            let error =
-                first(spec, machine_id, user, &tries, |command| command.args(arguments).exec());
-            refusal(error, format!("executing an init, of {tried}"), String::new())
+            let mut not_run = first(&tries, arguments, &environment);
+            if not_run.error.raw_os_error() == Some(libc::ENOENT) {
+                not_run.hint = "the tree has none; without --boot it can run a command".to_owned();
+            }
+            refusal(not_run, format!("executing an init, of {}", INITS.join(", ")))
         }
         Start::Shell => {
-            let error = first(spec, machine_id, user, &SHELLS, Command::exec);
-            let hint = "name a command that the tree has".to_owned();
-            refusal(error, "executing a shell, /bin/bash or /bin/sh".to_owned(), hint)
+            let mut not_run = first(&SHELLS, &[], &environment);
+            if not_run.error.raw_os_error() == Some(libc::ENOENT) {
+                not_run.hint = "the tree has none; name a command that it has".to_owned();
+            }
+            refusal(not_run, "executing a shell, /bin/bash or /bin/sh".to_owned())
         }
     }
 }
 
-fn refusal(error: io::Error, what: String, hint: String) -> Refusal {
+fn refusal(not_run: NotRun, what: String) -> Refusal {
+    let NotRun { error, hint } = not_run;
     let errno = error.raw_os_error();
     let error = anyhow::Error::new(error);
     let error =
@@ -79,39 +70,44 @@ fn refusal(error: io::Error, what: String, hint: String) -> Refusal {
     Refusal { error, errno }
 }
 
-/// Executes the first program that exists; the error is that of the last one tried.
-fn first(
-    spec: &Spec,
-    machine_id: &Id,
-    user: &Identity,
-    programs: &[(&str, &str)],
-    exec: impl Fn(&mut Command) -> io::Error,
-) -> io::Error {
-    let mut last = io::Error::from_raw_os_error(libc::ENOENT);
+/// Executes the first program that exists; the refusal is that of the last one tried.
+fn first(programs: &[(&str, &str)], arguments: &[OsString], environment: &[OsString]) -> NotRun {
+    let mut last = None;
     for (path, name) in programs {
-        last = exec(&mut command(spec, machine_id, user, path.as_ref(), name.as_ref()));
-        if last.raw_os_error() != Some(libc::ENOENT) {
+        let words: Vec<OsString> =
+            std::iter::once((*name).into()).chain(arguments.iter().cloned()).collect();
+        let not_run = execute(path.as_ref(), &words, environment, "");
+        let missing = not_run.error.raw_os_error() == Some(libc::ENOENT);
+        last = Some(not_run);
+        if !missing || Path::new(path).exists() {
             break;
         }
     }
-    last
+    last.expect("there is at least one to try")
 }
 
-/// A command with the payload's environment: what the spec says, and who and where it is if the spec does
-/// not say otherwise (ENV-02, ENV-05, E-09).
-fn command(
-    spec: &Spec,
-    machine_id: &Id,
-    user: &Identity,
-    program: &OsStr,
-    name: &OsStr,
-) -> Command {
-    let mut command = Command::new(program);
-    command.arg0(name).env_clear();
-    command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
-    command.env("container_uuid", machine_id);
-    command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
-    command
+/// The payload's environment: what the spec says, and who and where it is if the spec does not say otherwise
+/// (ENV-02, ENV-05, E-09).
+fn environment(spec: &Spec, machine_id: &Id, user: &Identity) -> Vec<OsString> {
+    let name: &OsStr = user.name.as_ref();
+    let id: &OsStr = machine_id.as_ref();
+    let ours = [
+        ("HOME", user.home.as_os_str()),
+        ("USER", name),
+        ("LOGNAME", name),
+        ("container_uuid", id),
+    ];
+    let said = |name: &str| spec.environment.iter().any(|(known, _)| known == name);
+    let ours = ours.into_iter().filter(|(name, _)| !said(name));
+    let ours = ours.map(|(name, value)| [OsStr::new(name), value].join(OsStr::new("=")));
+    ours.chain(spec.environment.iter().map(|(name, value)| format!("{name}={value}").into()))
+        .collect()
+}
+
+/// Where a command is searched (NS-11).
+fn path_of(spec: &Spec) -> &str {
+    let path = spec.environment.iter().find(|(name, _)| name == "PATH");
+    path.map_or("", |(_, path)| path)
 }
 
 /// `--chdir=`, or the home of a shell's user; then makes sure that the place is in the container, which the
@@ -119,8 +115,10 @@ fn command(
 fn enter_directory(spec: &Spec, user: &Identity) -> Result<()> {
     match (&spec.chdir, &spec.start) {
         (Some(dir), _) => {
-            std::env::set_current_dir(dir)
-                .with_context(|| format!("--chdir=: entering \"{}\"", dir.display()))?;
+            std::env::set_current_dir(dir).with_context(|| {
+                let what = format!("--chdir=: entering \"{}\"", dir.display());
+                hinted(what, "the directory is one of the container")
+            })?;
         }
         (None, Start::Shell) => match std::env::set_current_dir(&user.home) {
             Ok(()) => {}

@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::children::{ending, how, listens_to, pid_of, reap, signal_inner, wait_for};
+use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
 use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
@@ -21,6 +22,7 @@ use crate::console::forward::{Forwarder, Streams};
 use crate::console::hotkey::Hotkey;
 use crate::console::mode::Stream;
 use crate::console::pty::release_inherited;
+use crate::credentials;
 use crate::errors::{Hinted, Report, Verbosity, hinted, warn};
 use crate::exit::{self, Ending, Next};
 use crate::notify::Inbox;
@@ -58,8 +60,12 @@ enum Event {
 /// # Errors
 /// When the container could not be started; nothing of it is left then.
 pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
+    // Whoever gives one may keep us waiting; a signal simply ends us then, since nothing is made yet.
+    let credentials = credentials::load(&spec.credentials)?;
     let signals = block_signals()?;
-    let mut session = Session::open(spec)?;
+    let mut session = Session::open(spec, credentials)?;
+    let narrowed = session.narrowed(spec);
+    let spec = &*narrowed;
     let mut console = open_console(spec)?;
     if spec.verbosity >= Verbosity::Normal {
         greet(spec);
@@ -163,10 +169,12 @@ impl<'a> Boot<'a> {
             root,
             scratch: session.scratch(),
             inbox: &inbox,
+            credentials: session.credentials(),
             link: &outer_link,
             inner_link: &inner_link,
         };
-        let child = fork(
+        let child = fork_into(
+            session.cgroup(),
             libc::CLONE_NEWNS,
             Parent::Us,
             || outer::run(&outer),

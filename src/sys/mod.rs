@@ -1,5 +1,6 @@
 //! Which system calls are wrapped here because no crate has them? With `stage/fork.rs` the only `unsafe`.
 
+pub mod bpf;
 pub mod btrfs;
 pub mod mount;
 pub mod network;

@@ -17,6 +17,7 @@ cases![
     a_bind_below_the_tmpfs_of_run_is_not_hidden,
     a_source_that_is_not_there_is_named,
     a_directory_is_not_bound_on_a_file,
+    a_destination_behind_a_link_to_nothing_is_made_inside,
     a_link_in_the_tree_does_not_lead_a_bind_outside,
     a_source_inside_is_found_inside,
     an_empty_source_is_a_new_directory_that_is_thrown_away,
@@ -28,6 +29,7 @@ cases![
     a_bind_can_lie_below_what_the_inner_stage_mounts,
     binds_in_any_order_do_not_hide_each_other,
     what_the_container_needs_is_not_bound_over,
+    a_place_in_a_read_only_tree_must_exist,
     a_relative_destination_is_refused,
     a_mapped_bind_needs_a_user_namespace,
 ];
@@ -104,13 +106,20 @@ fn a_source_that_is_not_there_is_named(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// MNT-31.
+/// MNT-31: neither way round.
 fn a_directory_is_not_bound_on_a_file(t: &Guest) -> Result<()> {
     let (tree, source) = (t.tree().build()?, t.tree().name("source").build()?);
     t.container(&tree)
         .arg(format!("--bind={}:/etc/passwd", source.path().display()))
         .sh("true")?
-        .fails_with("/etc/passwd")?;
+        .fails_with("/etc/passwd")?
+        .fails_with("must be a directory")?;
+    t.container(&tree)
+        .arg(format!("--bind={}/etc/passwd:/etc", source.path().display()))
+        .sh("true")?
+        .fails_with("on /etc")?
+        .fails_with("both be directories, or neither")?;
+    t.container(&tree).arg("--tmpfs=/etc/passwd").sh("true")?.fails_with("must be a directory")?;
     Ok(())
 }
 
@@ -153,7 +162,7 @@ fn a_source_inside_is_found_inside(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// M-01: mode 0755 and root's, below /var/tmp or where TMPDIR says.
+/// M-01: mode 0755 and root's, below /var/tmp or where TMPDIR says, at which systemd-nspawn does not look.
 fn an_empty_source_is_a_new_directory_that_is_thrown_away(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let place = Builder::empty(t.scratch()).name("place").build()?;
@@ -167,6 +176,16 @@ fn an_empty_source_is_a_new_directory_that_is_thrown_away(t: &Guest) -> Result<(
     running.end()?.succeeds()?;
     container("--bind-ro=:/mnt/new").sh("! touch /mnt/new/x 2>/dev/null")?.succeeds()?;
     ensure!(entries(place.path())?.is_empty(), "something is left");
+    let ours = || -> Result<usize> {
+        let found = entries("/var/tmp".as_ref())?;
+        let name = |path: &std::path::PathBuf| path.to_string_lossy().contains(".#rspawn.");
+        Ok(found.iter().filter(|path| name(path)).count())
+    };
+    let mut running = t.container(&tree).arg("--bind=:/mnt/new").start("echo; cat > /dev/null")?;
+    running.next_line()?;
+    ensure!(ours()? == 1, "it is not below /var/tmp");
+    running.end()?.succeeds()?;
+    ensure!(ours()? == 0, "something is left below /var/tmp");
     tree.lacks("mnt/new/file")
 }
 
@@ -256,6 +275,7 @@ fn a_bind_can_lie_below_what_the_inner_stage_mounts(t: &Guest) -> Result<()> {
         .arg(format!("--bind={from}/file:/proc/cpuinfo"))
         .arg(format!("--bind-ro={from}:/sys/kernel"))
         .arg(format!("--bind={from}:/run/host/mine"))
+        .caller_env("TMPDIR", &t.scratch().display().to_string())
         .arg("--overlay=/etc::/proc/tty")
         .sh("cat /proc/cpuinfo /sys/kernel/file /run/host/mine/file; touch /run/host/mine/new /proc/tty/new
              touch /sys/kernel/new 2>/dev/null || echo refused")?
@@ -330,4 +350,45 @@ fn a_mapped_bind_needs_a_user_namespace(t: &Guest) -> Result<()> {
     }
     t.container(&tree).arg("--bind=/etc:/mnt:noidmap").sh("true")?.succeeds()?;
     Ok(())
+}
+
+/// DEF-07, MNT-35: trees have links that lead below /run, which starts empty.
+fn a_destination_behind_a_link_to_nothing_is_made_inside(t: &Guest) -> Result<()> {
+    let source = t.tree().name("source").file("file", "content").build()?;
+    let outside = t.scratch().join("outside");
+    let tree = t
+        .tree()
+        .link("etc/stub", "../run/resolve/stub")
+        .link("var/lock", "/run/lock")
+        .link("out", &outside)
+        .build()?;
+    let from = source.path().display();
+    t.container(&tree)
+        .arg(format!("--bind={from}/file:/etc/stub"))
+        .arg(format!("--bind={from}:/var/lock/place"))
+        .arg(format!("--bind={from}:/out"))
+        .sh("cat /etc/stub /run/resolve/stub /run/lock/place/file /out/file")?
+        .prints("contentcontentcontentcontent")?;
+    ensure!(!outside.exists(), "the link was followed on the host");
+    Ok(())
+}
+
+/// MNT-32, CLI-23: as with systemd-nspawn, since the tree stays as it is.
+fn a_place_in_a_read_only_tree_must_exist(t: &Guest) -> Result<()> {
+    let (tree, source) =
+        (t.tree().dir("mnt").build()?, t.tree().name("source").file("file", "content").build()?);
+    let from = source.path().display();
+    t.container(&tree)
+        .arg("--read-only")
+        .arg(format!("--bind={from}:/mnt"))
+        .sh("cat /mnt/file; touch /mnt/new; touch /new 2>/dev/null || echo refused")?
+        .prints("contentrefused")?;
+    for on in ["/new", "/mnt/a/b"] {
+        t.container(&tree)
+            .arg("--read-only")
+            .arg(format!("--bind={from}/file:{on}"))
+            .sh("true")?
+            .fails_with("Read-only file system")?;
+    }
+    tree.lacks("new")
 }

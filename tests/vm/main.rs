@@ -10,6 +10,8 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod credentials;
+mod devices;
 mod directory;
 mod environment;
 mod ephemeral;
@@ -17,18 +19,22 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod leaks;
+mod limits;
 mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
 mod process;
+mod security;
 mod settings;
 mod tmpfs;
 mod user;
 
 const SUITE: Suite = Suite {
     tables: &[
+        devices::CASES,
         directory::CASES,
         exit::CASES,
         notify::CASES,
@@ -39,14 +45,18 @@ const SUITE: Suite = Suite {
         overlay::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        leaks::CASES,
+        limits::CASES,
         locks::CASES,
         console::CASES,
+        credentials::CASES,
         errors::CASES,
         environment::CASES,
         explain::CASES,
         hostile::CASES,
         user::CASES,
         cleanup::CASES,
+        security::CASES,
         settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),

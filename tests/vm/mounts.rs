@@ -11,9 +11,18 @@ cases![
     cgroups_cannot_be_written,
     nothing_is_shared_with_the_host,
     device_nodes_are_these_and_work,
+    devices_are_found_by_their_numbers,
+    devices_that_cannot_be_made_are_the_hosts,
     standard_links_are_in_dev,
     terminals_can_be_opened,
     every_boot_has_an_id_of_its_own,
+    a_private_network_shows_a_part_of_sysfs,
+    a_private_network_can_be_set_up_inside,
+    the_kernels_settings_can_be_made_writable,
+    what_can_be_written_is_explained,
+    tmp_can_be_the_trees_own,
+    what_is_mounted_in_the_tree_is_mounted_over,
+    a_covered_proc_of_the_host_is_explained,
 ];
 
 /// MNT-01, 03…05, 07, 08 and DEV's devpts (MNT-06): place, type, flags that must be there.
@@ -120,6 +129,15 @@ fn device_nodes_are_these_and_work(t: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// M-06: by number too, as udev makes them on a machine.
+fn devices_are_found_by_their_numbers(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree)
+        .sh("cd /dev/char; for n in 1:3 1:5 1:7 1:8 1:9 5:0; do echo $n $(readlink $n); [ -c $n ] || echo dangling; done")?
+        .prints("1:3 ../null\n1:5 ../zero\n1:7 ../full\n1:8 ../random\n1:9 ../urandom\n5:0 ../tty")?;
+    Ok(())
+}
+
 /// DEV-02, DEV-03.
 fn standard_links_are_in_dev(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
@@ -150,5 +168,152 @@ fn every_boot_has_an_id_of_its_own(t: &Guest) -> Result<()> {
     let (first, second) = (read()?, read()?);
     ensure!(first.trim().len() == 36, "a boot id of an odd form: {first}");
     ensure!(first != host && second != host && first != second, "{host}{first}{second}");
+    Ok(())
+}
+
+/// S-06, M-05, MNT-04: a new sysfs that shows the container's own interfaces, without what is the host's business.
+fn a_private_network_shows_a_part_of_sysfs(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    let container = t.container(&tree).arg("--private-network");
+    container
+        .sh("ls /sys /sys/class/net /sys/fs; stat -c %a /sys; mkdir /sys/x 2>/dev/null || echo refused")?
+        .prints("/sys:\nblock\nbus\nclass\ndev\ndevices\nfs\nkernel\n\n/sys/class/net:\nlo\n\n/sys/fs:\ncgroup\nselinux\n555\nrefused")?;
+    let seen = container.observe()?;
+    let (sys, part) = (seen.mount("/sys")?, seen.mount("/sys/class")?);
+    ensure!(sys.fs == "tmpfs" && sys.options.contains("ro"), "{sys:?}");
+    for flag in ["nosuid", "nodev", "noexec"] {
+        ensure!(sys.has(flag) && part.has(flag), "no {flag}: {sys:?}, {part:?}");
+    }
+    ensure!(part.fs == "sysfs" && part.options.contains("ro"), "{part:?}");
+    let whole = seen.mounts.iter().filter(|mount| mount.on == "/sys").count();
+    ensure!(whole == 1, "the whole is still there, below the part");
+    Ok(())
+}
+
+/// S-06: /proc/sys/net is the container's then, and nothing else is.
+fn a_private_network_can_be_set_up_inside(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let script = "(echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null && echo written
+        (cat /proc/sys/vm/swappiness > /proc/sys/vm/swappiness) 2>/dev/null || echo refused";
+    let host = std::fs::read("/proc/sys/net/ipv4/ip_forward")?;
+    t.container(&tree).arg("--private-network").sh(script)?.prints("written\nrefused")?;
+    t.container(&tree).sh(script)?.prints("refused")?;
+    ensure!(std::fs::read("/proc/sys/net/ipv4/ip_forward")? == host, "the host's has changed");
+    Ok(())
+}
+
+/// F-05, S-06: SYSTEMD_NSPAWN_API_VFS_WRITABLE. Writing what is there already changes nothing.
+fn the_kernels_settings_can_be_made_writable(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let script = "for f in /proc/sys/vm/swappiness /proc/sys/net/core/somaxconn; do
+            (cat $f > $f) 2>/dev/null && echo $f; done
+        grep -q ' /sys sysfs rw' /proc/mounts && echo /sys; true";
+    for (value, network, expected) in [
+        ("no", "", ""),
+        ("0", "--private-network", "/proc/sys/net/core/somaxconn"),
+        ("network", "", "/proc/sys/net/core/somaxconn"),
+        ("yes", "", "/proc/sys/vm/swappiness\n/proc/sys/net/core/somaxconn\n/sys"),
+    ] {
+        let container = t.container(&tree).caller_env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", value);
+        let container = if network.is_empty() { container } else { container.arg(network) };
+        container.sh(script)?.prints(expected)?;
+    }
+    t.container(&tree)
+        .caller_env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "maybe")
+        .sh("true")?
+        .fails_with("SYSTEMD_NSPAWN_API_VFS_WRITABLE")?;
+    Ok(())
+}
+
+/// F-05: `--explain` shows it; systemd-nspawn has no such option.
+fn what_can_be_written_is_explained(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let run = t
+        .container(&tree)
+        .caller_env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
+        .caller_env("SYSTEMD_NSPAWN_TMPFS_TMP", "0")
+        .arg("--explain")
+        .sh("true")?;
+    run.succeeds()?;
+    let text = run.text();
+    ensure!(text.contains("/proc/sys/net") && !text.contains("/tmp  "), "{run}");
+    Ok(())
+}
+
+/// F-05: SYSTEMD_NSPAWN_TMPFS_TMP.
+fn tmp_can_be_the_trees_own(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let container = |value| t.container(&tree).caller_env("SYSTEMD_NSPAWN_TMPFS_TMP", value);
+    container("0").sh("echo > /tmp/kept")?.succeeds()?;
+    ensure!(tree.path().join("tmp/kept").exists(), "it went to a tmpfs");
+    container("1").sh("ls /tmp")?.prints("")?;
+    container("maybe").sh("true")?.fails_with("SYSTEMD_NSPAWN_TMPFS_TMP")?;
+    Ok(())
+}
+
+/// MNT-20, systemd#5436: a tree prepared for chroot(8) has the host's /proc, /sys and /dev mounted in it. They are
+/// covered, so the container has its own, and the host keeps what it mounted.
+fn what_is_mounted_in_the_tree_is_mounted_over(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    let place = |name: &str| tree.path().join(name).display().to_string();
+    for (name, words) in [
+        ("proc", vec!["-t", "proc", "proc"]),
+        ("sys", vec!["-t", "sysfs", "sysfs"]),
+        ("dev", vec!["--bind", "/dev"]),
+        ("run", vec!["-t", "tmpfs", "tmpfs"]),
+    ] {
+        let done = std::process::Command::new("mount").args(words).arg(place(name)).status()?;
+        ensure!(done.success(), "mounting {name} in the tree: {done}");
+    }
+    let check = || -> Result<()> {
+        t.container(&tree)
+            .sh("echo $$; ls /dev | grep -x -e kmsg -e mem -e vda; touch /run/x /dev/x; ls /run")?
+            .prints("1\nhost\nx")?;
+        ensure!(!std::path::Path::new("/dev/x").exists(), "the host's /dev was written to");
+        Ok(())
+    };
+    let result = check();
+    for name in ["proc", "sys", "dev", "run"] {
+        let done = std::process::Command::new("umount").arg("-l").arg(place(name)).status()?;
+        ensure!(done.success(), "unmounting {name} of the tree: {done}");
+    }
+    result
+}
+
+/// M-06: where nobody can make devices, as in most containers. The container's own right to make some is gone then.
+fn devices_that_cannot_be_made_are_the_hosts(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree)
+        .through(&["setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod", "--"])
+        .arg("--drop-capability=CAP_MKNOD")
+        .sh("cd /dev; stat -c '%n %F' null zero tty; grep -c ' /dev/null ' /proc/mounts
+             echo x > null && head -c 2 zero | wc -c; readlink char/1:3")?
+        .prints(
+            "null character special file\nzero character special file\ntty character special file\n\
+             1\n2\n../null",
+        )?;
+    Ok(())
+}
+
+/// Containers in containers: the kernel makes no new procfs for a user namespace that only sees a covered one, and
+/// the error says so.
+fn a_covered_proc_of_the_host_is_explained(t: &Guest) -> Result<()> {
+    const WAIT: &str = "echo $$; read it
+        exec unshare --mount --pid --fork --mount-proc sh -c 'mount -t tmpfs cover /proc/tty; exec \"$0\" \"$@\"' \"$@\"";
+    let tree = t.tree().build()?;
+    let mut running = t
+        .container(&tree)
+        .through(&["unshare", "--user", "sh", "-c", WAIT, "sh"])
+        .start("echo ran")?;
+    let pid = running.next_line()?;
+    // All ids are the host's, so that only the procfs is in the way.
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{pid}/{map}"), "0 0 65536")?;
+    }
+    let run = running.end()?;
+    run.exits(1)?;
+    for words in ["mounting proc on /proc", "hint: in a user namespace"] {
+        ensure!(run.stderr.contains(words), "{run}");
+    }
     Ok(())
 }

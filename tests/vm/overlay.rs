@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use harness::cases;
+use harness::fixture::container::Container;
 use harness::fixture::tree::{Builder, Tree};
 use harness::guest::Guest;
 use harness::guest::observe::entries;
@@ -21,7 +22,8 @@ cases![
     layers_inside_are_found_inside,
     an_upper_layer_inside_takes_the_writes_there,
     colons_in_layers_are_escaped_once,
-    what_a_killed_run_left_is_removed,
+    the_next_run_removes_what_a_killed_one_left,
+    cleanup_removes_what_a_killed_run_left,
     an_upper_layer_serves_one_container,
     a_layer_that_is_not_there_is_named,
     an_upper_layer_that_cannot_be_one_is_explained,
@@ -30,6 +32,16 @@ cases![
 
 fn layer(t: &Guest, name: &str, content: &str) -> Result<Tree> {
     Builder::empty(t.scratch()).name(name).file("which", content).file(name, content).build()
+}
+
+/// systemd-nspawn 252 makes the last directory of an overlay's place only.
+fn tree(t: &Guest) -> Builder {
+    t.tree().dir("mnt")
+}
+
+/// A guest's /var/tmp may be on an overlay, and there can be no upper layer then.
+fn container(t: &Guest, tree: &Tree) -> Container {
+    t.container(tree).caller_env("TMPDIR", &t.scratch().display().to_string())
 }
 
 fn hidden(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
@@ -42,10 +54,10 @@ fn hidden(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
 
 /// M-04: the working directory is a sibling of the upper layer, and gone afterwards.
 fn what_is_written_goes_to_the_upper_layer(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+    let tree = tree(t).build()?;
     let (low, up) = (layer(t, "low", "low")?, Builder::empty(t.scratch()).name("up").build()?);
     let before = low.listing()?;
-    t.container(&tree)
+    container(t, &tree)
         .arg(format!("--overlay={}:{}:/mnt/o", low.path().display(), up.path().display()))
         .sh("cat /mnt/o/which; echo new > /mnt/o/which; rm /mnt/o/low; ls /mnt/o")?
         .prints("lowwhich")?;
@@ -56,14 +68,14 @@ fn what_is_written_goes_to_the_upper_layer(t: &Guest) -> Result<()> {
 
 /// M-04: the left-most path is the lowest.
 fn the_highest_layer_wins(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+    let tree = tree(t).build()?;
     let layers = [layer(t, "a", "a")?, layer(t, "b", "b")?, layer(t, "c", "c")?];
     let [a, b, c] = layers.each_ref().map(|layer| layer.path().display().to_string());
-    t.container(&tree)
+    container(t, &tree)
         .arg(format!("--overlay={a}:{b}:{c}:/mnt/o"))
         .sh("cat /mnt/o/which; ls /mnt/o")?
         .prints("ca\nb\nc\nwhich")?;
-    t.container(&tree)
+    container(t, &tree)
         .arg(format!("--overlay={a}:{b}::/mnt/o"))
         .sh("cat /mnt/o/which; ls /mnt/o")?
         .prints("ba\nb\nwhich")?;
@@ -72,10 +84,10 @@ fn the_highest_layer_wins(t: &Guest) -> Result<()> {
 
 /// M-04. systemd-nspawn 252 makes no parents of the mount point and fails.
 fn two_paths_are_a_layer_and_an_upper_layer_that_is_also_the_place(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+    let tree = tree(t).build()?;
     let (low, up) = (layer(t, "low", "low")?, Builder::empty(t.scratch()).name("up").build()?);
     let place = up.path().display();
-    t.container(&tree)
+    container(t, &tree)
         .arg(format!("--overlay={}:{place}", low.path().display()))
         .sh(&format!("cat {place}/which; echo new > {place}/new"))?
         .prints("low")?;
@@ -83,31 +95,29 @@ fn two_paths_are_a_layer_and_an_upper_layer_that_is_also_the_place(t: &Guest) ->
     Ok(())
 }
 
-/// M-04: below /var/tmp, or where TMPDIR says, and gone afterwards.
+/// M-04: where TMPDIR says, and gone afterwards. systemd-nspawn does not look at TMPDIR.
 fn an_empty_upper_layer_is_thrown_away(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
-    let temporary = Builder::empty(t.scratch()).name("temporary").build()?;
-    for place in [Path::new("/var/tmp"), temporary.path()] {
-        let mut running = t
-            .container(&tree)
-            .caller_env("TMPDIR", &place.display().to_string())
-            .arg("--overlay=+/etc::/etc")
-            .start("echo new > /etc/passwd; cat /etc/passwd; cat > /dev/null")?;
-        ensure!(running.next_line()? == "new", "what was written is not there");
-        ensure!(!entries(place)?.is_empty(), "{} has nothing in it", place.display());
-        running.end()?.succeeds()?;
-        ensure!(hidden(place)?.is_empty(), "{} has something left in it", place.display());
-    }
+    let tree = tree(t).build()?;
+    let place = Builder::empty(t.scratch()).name("temporary").build()?;
+    let mut running = t
+        .container(&tree)
+        .caller_env("TMPDIR", &place.path().display().to_string())
+        .arg("--overlay=+/etc::/etc")
+        .start("echo new > /etc/passwd; cat /etc/passwd; cat > /dev/null")?;
+    ensure!(running.next_line()? == "new", "what was written is not there");
+    ensure!(hidden(place.path())?.len() == 1, "it is not where TMPDIR says");
+    running.end()?.succeeds()?;
+    ensure!(entries(place.path())?.is_empty(), "something is left");
     ensure!(tree.read("etc/passwd")?.starts_with("root:"), "the tree was written to");
     Ok(())
 }
 
 /// M-04. systemd-nspawn makes it 0755, so that all users see what only root could.
 fn a_new_upper_layer_looks_like_what_it_covers(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+    let tree = tree(t).build()?;
     fs::set_permissions(tree.path().join("root"), fs::Permissions::from_mode(0o1710))?;
     std::os::unix::fs::chown(tree.path().join("root"), Some(3), Some(4))?;
-    t.container(&tree)
+    container(t, &tree)
         .arg("--overlay=+/root::/root")
         .sh("stat -c '%a %u %g' /root; touch /root/x")?
         .prints("1710 3 4")?;
@@ -116,11 +126,11 @@ fn a_new_upper_layer_looks_like_what_it_covers(t: &Guest) -> Result<()> {
 
 /// M-04: all layers are only looked at, an empty one too.
 fn a_read_only_overlay_has_no_upper_layer(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+    let tree = tree(t).build()?;
     let (low, up) = (layer(t, "low", "low")?, layer(t, "up", "up")?);
     let before = up.listing()?;
     let low = low.path().display();
-    t.container(&tree)
+    container(t, &tree)
         .arg(format!("--overlay-ro={low}:{}:/mnt/o", up.path().display()))
         .arg(format!("--overlay-ro={low}::/mnt/p"))
         .sh("ls /mnt/o /mnt/p; touch /mnt/o/new /mnt/p/new 2>/dev/null || echo refused")?
@@ -132,25 +142,24 @@ fn a_read_only_overlay_has_no_upper_layer(t: &Guest) -> Result<()> {
 /// Defect 5: a layer with + is walked to inside the tree, so a link never leads to the host.
 fn layers_inside_are_found_inside(t: &Guest) -> Result<()> {
     let outside = layer(t, "outside", "outside")?;
-    let tree = t
-        .tree()
+    let tree = tree(t)
         .link("way", outside.path())
         .link("up", "../../../../../..")
         .file("inside/which", "inside")
         .link("link", "/inside")
         .build()?;
     let before = outside.listing()?;
-    let run = t.container(&tree).arg("--overlay=+/link::/mnt/o").sh("cat /mnt/o/which")?;
+    let run = container(t, &tree).arg("--overlay=+/link::/mnt/o").sh("cat /mnt/o/which")?;
     run.prints("inside")?;
     let scratch = t.scratch().display();
     for lower in ["/way", &format!("/up{scratch}/outside")] {
-        t.container(&tree)
+        container(t, &tree)
             .arg(format!("--overlay=+{lower}::/mnt/o"))
             .sh("true")?
             .fails_with("opening the layer")?;
     }
     for upper in ["/way", &format!("/up{scratch}/outside")] {
-        t.container(&tree)
+        container(t, &tree)
             .arg(format!("--overlay=+/etc:+{upper}:/mnt/o"))
             .sh("touch /mnt/o/new")?
             .fails_with("opening the upper layer")?;
@@ -160,8 +169,8 @@ fn layers_inside_are_found_inside(t: &Guest) -> Result<()> {
 
 /// M-04.
 fn an_upper_layer_inside_takes_the_writes_there(t: &Guest) -> Result<()> {
-    let tree = t.tree().dir("var/up").build()?;
-    t.container(&tree)
+    let tree = tree(t).dir("var/up").build()?;
+    container(t, &tree)
         .arg("--overlay=+/etc:+/var/up:/mnt/o")
         .sh("echo new > /mnt/o/new")?
         .succeeds()?;
@@ -173,12 +182,12 @@ fn an_upper_layer_inside_takes_the_writes_there(t: &Guest) -> Result<()> {
 /// M-04: `\:`. Layers go to the kernel as descriptors, so none of their characters means anything there;
 /// systemd-nspawn 252 fails here.
 fn colons_in_layers_are_escaped_once(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+    let tree = tree(t).build()?;
     let low = layer(t, "a:b,c\\d e", "odd")?;
     let up = Builder::empty(t.scratch()).name("u:p,").build()?;
     let escaped =
         |tree: &Tree| tree.path().display().to_string().replace('\\', r"\\").replace(':', r"\:");
-    t.container(&tree)
+    container(t, &tree)
         .arg(format!("--overlay={}:{}:/mnt/o", escaped(&low), escaped(&up)))
         .sh("cat /mnt/o/which; echo new > /mnt/o/new")?
         .prints("odd")?;
@@ -187,8 +196,17 @@ fn colons_in_layers_are_escaped_once(t: &Guest) -> Result<()> {
 }
 
 /// R8: the next run that looks there removes it, and meanwhile nobody else can look into it.
-fn what_a_killed_run_left_is_removed(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+fn the_next_run_removes_what_a_killed_one_left(t: &Guest) -> Result<()> {
+    removed_after_a_kill(t, false)
+}
+
+/// R8: without a next run.
+fn cleanup_removes_what_a_killed_run_left(t: &Guest) -> Result<()> {
+    removed_after_a_kill(t, true)
+}
+
+fn removed_after_a_kill(t: &Guest, cleanup: bool) -> Result<()> {
+    let tree = tree(t).build()?;
     let up = Builder::empty(t.scratch()).name("up").build()?;
     let place = Builder::empty(t.scratch()).name("place").build()?;
     let container = t
@@ -205,18 +223,24 @@ fn what_a_killed_run_left_is_removed(t: &Guest) -> Result<()> {
     let seen = fs::metadata(&left[0])?;
     ensure!(seen.mode() & 0o7777 == 0o700 && seen.uid() == 0, "others can look into it");
     ensure!(hidden(t.scratch())?.len() == 1, "there should be one working directory");
-    container.sh("true")?.succeeds()?;
+    if cleanup {
+        container.arg("--cleanup").run(&[])?.succeeds()?;
+    } else {
+        container.sh("true")?.succeeds()?;
+    }
     ensure!(hidden(place.path())?.is_empty(), "the new directory is still there");
     ensure!(hidden(t.scratch())?.is_empty(), "the working directory is still there");
+    // The lock of the tree is the next run's to remove.
+    t.container(&tree).sh("true")?.succeeds()?;
     Ok(())
 }
 
 /// M-04: two containers that write to one upper layer would destroy it. systemd-nspawn lets them.
 fn an_upper_layer_serves_one_container(t: &Guest) -> Result<()> {
-    let (tree, other) = (t.tree().build()?, t.tree().name("other").build()?);
+    let (tree, other) = (tree(t).build()?, tree(t).name("other").build()?);
     let up = Builder::empty(t.scratch()).name("up").build()?;
     let option = format!("--overlay=+/etc:{}:/mnt/o", up.path().display());
-    let mut running = t.container(&tree).arg(&option).start("echo up; cat > /dev/null")?;
+    let mut running = container(t, &tree).arg(&option).start("echo up; cat > /dev/null")?;
     running.next_line()?;
     t.container(&other).arg(&option).sh("true")?.fails_with("is in use by another container")?;
     running.end()?.succeeds()?;
@@ -225,7 +249,7 @@ fn an_upper_layer_serves_one_container(t: &Guest) -> Result<()> {
 
 /// MNT-30 for layers.
 fn a_layer_that_is_not_there_is_named(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
+    let tree = tree(t).build()?;
     for (option, named) in [
         ("--overlay=/no/lower::/mnt/o", "/no/lower"),
         ("--overlay=+/no/lower::/mnt/o", "/no/lower"),
@@ -233,17 +257,17 @@ fn a_layer_that_is_not_there_is_named(t: &Guest) -> Result<()> {
         ("--overlay=/etc:+/no/upper:/mnt/o", "/no/upper"),
         ("--overlay-ro=/etc:/no/upper:/mnt/o", "/no/upper"),
     ] {
-        t.container(&tree).arg(option).sh("true")?.fails_with(named)?;
+        container(t, &tree).arg(option).sh("true")?.fails_with(named)?;
     }
-    tree.lacks("mnt/o")
+    Ok(())
 }
 
 /// M-04: the kernel's own words, where it has some, and what to do.
 fn an_upper_layer_that_cannot_be_one_is_explained(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
-    let run = t.container(&tree).arg("--overlay=/etc:/proc:/mnt/o").sh("true")?;
+    let tree = tree(t).build()?;
+    let run = container(t, &tree).arg("--overlay=/etc:/proc:/mnt/o").sh("true")?;
     run.fails_with("overlay")?;
-    t.container(&tree)
+    container(t, &tree)
         .arg("--overlay=/etc:/:/mnt/o")
         .sh("true")?
         .fails_with("a root directory cannot be the upper layer")?;
@@ -252,8 +276,8 @@ fn an_upper_layer_that_cannot_be_one_is_explained(t: &Guest) -> Result<()> {
 
 /// systemd-nspawn(1) says that it cannot be; it does it, and fails to find the command.
 fn the_root_is_no_place_for_an_overlay(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
-    t.container(&tree)
+    let tree = tree(t).build()?;
+    container(t, &tree)
         .arg("--overlay=/etc::/")
         .sh("true")?
         .fails_with("nothing can be mounted over the root")?;

@@ -1,13 +1,14 @@
 //! `cargo xtask`: reads the command line, calls one sub-command, prints the one error.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, doctor, images, kernels, setup, try_it, vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, kernels, setup, try_it, vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -40,6 +41,11 @@ enum Verb {
     Bench(bench::Options),
     /// List the behaviours that no test names
     CoverageOfSpec(coverage_of_spec::Options),
+    /// Write the manual page and completions for bash, zsh and fish
+    Docs {
+        /// Directory to write to, such as /usr/local/share, instead of target/docs
+        dir: Option<PathBuf>,
+    },
     /// Do everything that CI does
     Ci,
     /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
@@ -68,6 +74,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.verb {
         Verb::Setup => setup::run(setup::Scope::Suite)?,
         Verb::Doctor => doctor::run(&workspace)?,
+        Verb::Docs { dir } => docs::run(&workspace, dir.as_deref())?,
         Verb::Images(action) => images::run(&workspace, mirror, action)?,
         Verb::Kernels(action) => kernels::run(&workspace, mirror, action)?,
         Verb::VmTest(options) => {

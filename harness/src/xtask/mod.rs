@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod ci;
 pub mod coverage_of_spec;
+pub mod docs;
 pub mod doctor;
 pub mod images;
 pub mod kernels;

@@ -87,6 +87,15 @@ const CONFLICTS: &[Conflict] = &[
         what: "--cleanup and --ephemeral exclude each other",
         hint: "--cleanup starts nothing; it removes what earlier runs left behind",
     },
+    // G-05.
+    Conflict {
+        said: |s, _| {
+            let place = s.directory.is_said() || s.image.is_said() || s.machine.is_said();
+            s.cleanup.is_yes() && !place
+        },
+        what: "--cleanup needs --directory=, --image= or --machine=",
+        hint: "name what the runs were started on",
+    },
     // N-06.
     Conflict {
         said: |s, _| {
@@ -161,6 +170,7 @@ mod tests {
     #[case::i_06("--mstack=/a -D /b", "--mstack= excludes")]
     #[case::i_06("--mstack=/a -x", "--mstack= excludes")]
     #[case::g_05("--cleanup -x -D /a", "--cleanup and --ephemeral")]
+    #[case::g_05("--cleanup", "--cleanup needs")]
     #[case::n_06("--network-namespace-path=/n -n", "--network-namespace-path= excludes")]
     #[case::n_06(
         "--network-namespace-path=/n --network-zone=z",

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::process;
 use crate::console::mode::Wiring;
+use crate::credentials;
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::settings::Settings;
@@ -60,6 +61,9 @@ pub(super) fn of_payload(
     }
     for (name, value) in process::variables(settings, host) {
         set(name, value);
+    }
+    if settings.credentials.is_said() {
+        set("CREDENTIALS_DIRECTORY", credentials::PLACE.to_owned());
     }
     if let Some(words) = settings.parameters.value().filter(|_| matches!(start, Start::Init { .. }))
     {

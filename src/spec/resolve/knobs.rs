@@ -34,7 +34,8 @@ pub(super) fn boolean(host: &Host, name: &str) -> Result<Option<bool>> {
     Ok(Some(value))
 }
 
-fn text(host: &Host, name: &str) -> Result<Option<String>> {
+/// The text of a variable of the caller's environment; `None` where it is not set.
+pub(super) fn text(host: &Host, name: &str) -> Result<Option<String>> {
     let Some(value) = (host.variable)(name) else { return Ok(None) };
     match value.into_string() {
         Ok(value) => Ok(Some(value)),

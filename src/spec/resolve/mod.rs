@@ -1,6 +1,7 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
 mod conflicts;
+mod credentials;
 mod environment;
 mod knobs;
 mod mounts;
@@ -63,14 +64,18 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         root,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
+        api: mounts::api(host, network)?,
         mounts: mounts::custom(settings, host)?,
         scratch_places: layer_places(host),
+        credentials: credentials::credentials(settings, host)?,
         network,
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
+        makes_nodes: security::makes_nodes(settings)?,
         calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
+        labels: security::labels(settings, host)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
         has_stub: process::has_stub(settings)?,
         kill_signal: process::kill_signal(settings),
@@ -126,9 +131,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.zone.is_said(), "--network-zone="),
         no(s.network_namespace.is_said(), "--network-namespace-path="),
         no(s.ports.is_said(), "--port="),
-        no(s.address_families.is_said(), "--restrict-address-families="),
-        no(s.selinux_context.is_said(), "--selinux-context="),
-        no(s.selinux_apifs_context.is_said(), "--selinux-apifs-context="),
         no(s.resolv_conf.is_said(), "--resolv-conf="),
         no(s.timezone.is_said(), "--timezone="),
         no(
@@ -138,7 +140,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
         no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
-        no(s.credentials.is_said(), "--set-credential= and --load-credential="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
@@ -155,7 +156,8 @@ fn start(settings: &Settings) -> Result<Start> {
         StartMode::Boot => Start::Init { arguments: environment::arguments(words) },
         StartMode::Pid1 | StartMode::Pid2 if words.is_empty() => Start::Shell,
         StartMode::Pid1 | StartMode::Pid2 => {
-            ensure!(!words[0].is_empty(), "the command is empty");
+            let hint = "an empty variable in a script? without a command there is a login shell";
+            ensure!(!words[0].is_empty(), hinted("the command is an empty word", hint));
             Start::Command { words }
         }
     })
@@ -179,7 +181,7 @@ fn escape_key(settings: &Settings) -> Result<EscapeKey> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
@@ -188,7 +190,7 @@ mod tests {
     use crate::spec::Knobs;
     use std::io;
 
-    fn host() -> Host {
+    pub(in crate::spec::resolve) fn host() -> Host {
         Host {
             is_root: true,
             cwd: Some("/home/user".into()),
@@ -197,6 +199,7 @@ mod tests {
             own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             os_release: || Some("ID=fixture\n".to_owned()),
+            selinux: || false,
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),
@@ -204,11 +207,11 @@ mod tests {
         }
     }
 
-    fn spec(words: &[&str]) -> Result<Spec> {
+    pub(in crate::spec::resolve) fn spec(words: &[&str]) -> Result<Spec> {
         spec_on(words, &host())
     }
 
-    fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
+    pub(in crate::spec::resolve) fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
         let words = std::iter::once("rspawn").chain(words.iter().copied()).map(OsString::from);
         match cli::parse(words).unwrap() {
             Invocation::Run(settings) => resolve(&settings, host),
@@ -298,6 +301,63 @@ mod tests {
         let set = environment(&words, &host());
         assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
         assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// CLI-19, S-05.
+    #[test]
+    fn a_label_needs_selinux() {
+        for (option, short) in [("--selinux-context=", "-Z"), ("--selinux-apifs-context=", "-L")] {
+            let error = spec(&["-D/x", &format!("{short}u:r:t:s0")]).unwrap_err().to_string();
+            assert_eq!(error, format!("{option}: SELinux is not in use on this machine"));
+        }
+        let with = Host { selinux: || true, ..host() };
+        let found = spec_on(&["-D/x", "-Zu:r:t:s0", "-Lu:object_r:f:s0"], &with).unwrap();
+        assert_eq!(found.labels.process.as_deref(), Some("u:r:t:s0"));
+        assert_eq!(found.labels.files.as_deref(), Some("u:object_r:f:s0"));
+        assert!(found.api.selinux);
+    }
+
+    /// S-03.
+    #[test]
+    fn a_call_that_is_denied_must_exist() {
+        let error = spec(&["-D/x", "--system-call-filter=~@mout"]).unwrap_err();
+        assert!(error.to_string().contains("\"@mout\""), "{error}");
+        spec(&["-D/x", "--system-call-filter=@of-a-later-version"]).unwrap();
+    }
+
+    /// S-04.
+    #[test]
+    fn address_families_are_looked_up_by_name() {
+        let families = |words: &[&str]| -> String {
+            let words = [&["-D/x"], words].concat();
+            spec(&words).unwrap().calls.unwrap().families.unwrap().to_string()
+        };
+        let option = "--restrict-address-families=AF_UNIX AF_INET";
+        assert_eq!(families(&[option]), "AF_UNIX AF_INET");
+        let without = "--restrict-address-families=~AF_INET";
+        assert_eq!(families(&[option, without]), "AF_UNIX");
+        assert_eq!(families(&[without]), "all but AF_INET");
+        assert_eq!(families(&[option, "--restrict-address-families=none"]), "none");
+        let error = spec(&["-D/x", "--restrict-address-families=AF_NOSUCH"]).unwrap_err();
+        assert!(error.to_string().contains("\"AF_NOSUCH\" is no address family"), "{error}");
+        let unfiltered =
+            Host { variable: |name| (name == "SYSTEMD_SECCOMP").then(|| "0".into()), ..host() };
+        assert!(spec_on(&["-D/x", option], &unfiltered).is_err());
+    }
+
+    /// T-05, E-09.
+    #[test]
+    fn each_credential_has_a_name_of_its_own() {
+        let words = ["-D/x", "--set-credential=a:1", "--load-credential=b:/c"];
+        let found = spec(&words).unwrap();
+        let shown: Vec<_> = found.credentials.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["a (1 bytes)", "b from /c"]);
+        assert!(environment(&words, &host()).iter().any(|set| set.starts_with("CREDENTIALS_D")));
+        assert!(!environment(&["-D/x"], &host()).iter().any(|set| set.starts_with("CRED")));
+        let error = spec(&["-D/x", "--set-credential=a:1", "--load-credential=a:/c"]).unwrap_err();
+        assert!(error.to_string().contains("two credentials of this name"), "{error}");
+        let error = spec(&["-D/x", "--load-credential=a:b"]).unwrap_err();
+        assert!(error.to_string().starts_with("--load-credential=a"), "{error}");
     }
 
     /// E-09, ENV-03.
