@@ -22,10 +22,11 @@ pub(crate) use apply::{
 pub use custom::{Custom, CustomKind, custom};
 pub use label::labelled;
 pub use opened::Opened;
+pub(crate) use opened::bind;
 pub use partial::Part;
 pub use scratch::{Scratch, places_of_work};
 pub use table::{Api, Writable, table};
-pub(crate) use table::{BOOT_ID, EMPTY};
+pub(crate) use table::{BOOT_ID, EMPTY, KMSG};
 
 use std::borrow::Cow;
 use std::fmt;

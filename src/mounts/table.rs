@@ -16,6 +16,8 @@ const FRESH: Attrs = Attrs { strictatime: true, ..HARMLESS };
 
 /// Where [`crate::tree`] puts what the rows below mount: an empty file, and the id of this boot.
 pub(crate) const EMPTY: &str = "/run/host/inaccessible/reg";
+/// See [`EMPTY`]: a pipe without messages (DEV-06).
+pub(crate) const KMSG: &str = "/run/host/proc-kmsg";
 /// See [`EMPTY`].
 pub(crate) const BOOT_ID: &str = "/run/host/proc-sys-kernel-random-boot-id";
 
@@ -132,6 +134,7 @@ pub fn table(api: &Api) -> Vec<Mount> {
     }
     let file = |path| Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false };
     rows.extend(MASKED.map(|path| read_only(path, file(EMPTY), Need::May)));
+    rows.push(read_only("/proc/kmsg", file(KMSG), Need::May));
     rows.push(read_only("/proc/sys/kernel/random/boot_id", file(BOOT_ID), Need::Must));
     // Last, since what was mounted from there is not to lose its own attributes.
     rows.push(read_only("/run/host", Kind::Again, Need::Must));
@@ -188,6 +191,7 @@ inner /proc/kallsyms   bind of /run/host/inaccessible/reg inside ro nosuid nodev
 inner /proc/kcore      bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/keys       bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/timer_list bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
+inner /proc/kmsg       bind of /run/host/proc-kmsg inside ro nosuid nodev noexec (if possible)
 inner /proc/sys/kernel/random/boot_id bind of /run/host/proc-sys-kernel-random-boot-id inside ro nosuid nodev noexec
 inner /run/host        itself ro nosuid nodev noexec"
         );

@@ -61,6 +61,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     };
     facts.push(("network", network.to_owned()));
     let console = if spec.wiring.pty { "pseudo-terminal" } else { "our own streams" };
+    let integration = &spec.integration;
+    facts.push(("name-servers", integration.name_servers.to_string()));
+    facts.push(("time-zone", integration.time_zone.to_string()));
+    facts.push(("journal", integration.journal.to_string()));
     facts.push(("console", console.to_owned()));
     if spec.handover.count() > 0 {
         facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));

@@ -16,6 +16,7 @@ use crate::credentials::Wanted;
 use crate::errors::Verbosity;
 use crate::exit::Restart;
 use crate::handover::Handover;
+use crate::integration::Integration;
 use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
@@ -53,8 +54,12 @@ pub struct Spec {
     pub credentials: Vec<Wanted>,
     /// Whose network it sees.
     pub network: Network,
+    /// What it sees of the host's configuration.
+    pub integration: Integration,
     /// How it reaches the user's terminal.
     pub wiring: Wiring,
+    /// The background colour of its output at a terminal, as `ESC [ … m` takes it (C-02).
+    pub background: Option<String>,
     /// What ends it from the keyboard.
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).

@@ -110,8 +110,10 @@ fn become_payload(
     if let Some(label) = &spec.labels.process {
         selinux::label_next_exec(label)?;
     }
+    let kmsg = tree::open_kmsg(&root)?;
     drop(root);
-    link.send(&FromInner::Ready, None)?;
+    link.send(&FromInner::Ready, Some(kmsg.as_fd()))?;
+    drop(kmsg);
     match link.recv()? {
         Some((ToInner::Go, _)) => {}
         None => bail!("the supervisor is gone"),

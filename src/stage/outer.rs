@@ -20,6 +20,7 @@ use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
+use crate::integration;
 use crate::mounts::{self, Opened, Scratch, Stage};
 use crate::notify::Inbox;
 use crate::root::Access;
@@ -68,6 +69,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
         credentials::make_place(&tree)?;
     }
     tree::covers(&tree)?;
+    integration::apply(&spec.integration, ids, &tree)?;
     custom.mount(Stage::Outer, &tree)?;
     switch_root(&tree)?;
     let child = fork(

@@ -23,7 +23,8 @@ pub(super) enum FromInner {
     Console,
     /// With a pidfd: the payload is not process 1 but this one.
     Payload,
-    /// Everything is set up; the payload waits for [`ToInner::Go`].
+    /// With the pipe that is its /proc/kmsg, to be held: everything is set up; the payload waits for
+    /// [`ToInner::Go`].
     Ready,
     /// This stage is over.
     Failed(Report),

@@ -3,7 +3,7 @@
 //! It stays in the caller's namespaces and has one thread and one event loop. Signals are read from a
 //! descriptor, so that every way out takes back what was done (R9).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -111,6 +111,9 @@ fn open_console(spec: &Spec) -> Result<Option<Forwarder>> {
         return Ok(None);
     }
     let mut console = Forwarder::new(&spec.wiring, spec.escape_key, Streams::own())?;
+    if let Some(colour) = &spec.background {
+        console.tint(colour);
+    }
     if let Some(watch) = console.watch()? {
         // It has nobody to tell a failure to: by then we are dead.
         fork(0, Parent::Us, || watch.run(), |_| ()).context("watching over the terminal")?;
@@ -146,6 +149,8 @@ struct Boot<'a> {
     from_outer: Option<Link<ToOuter, FromOuter>>,
     from_inner: Option<Link<ToInner, FromInner>>,
     sequence: Sequence,
+    /// Held so that readers of the container's /proc/kmsg wait (DEV-06).
+    kmsg: Option<OwnedFd>,
     /// Why the payload could not be executed, and our exit code.
     refused: Option<(Report, u8)>,
     /// A first request to shut down was passed on.
@@ -191,6 +196,7 @@ impl<'a> Boot<'a> {
             from_outer: Some(from_outer),
             from_inner: Some(from_inner),
             sequence: Sequence::new(spec.wiring.pty, spec.has_stub),
+            kmsg: None,
             refused: None,
             shutting_down: false,
             requests_left: 0,
@@ -286,8 +292,9 @@ impl<'a> Boot<'a> {
                 let pidfd = pidfd.context("the payload's process was not handed over")?;
                 self.speaker = pid_of(&pidfd)?;
             }
-            Some((FromInner::Ready, _)) => {
+            Some((FromInner::Ready, kmsg)) => {
                 self.sequence.take(Step::Ready)?;
+                self.kmsg = kmsg;
                 link.send(&ToInner::Go, None)?;
             }
             Some((FromInner::Failed(report), _)) => return Err(told(report)),

@@ -19,6 +19,8 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod integration;
+mod journal;
 mod leaks;
 mod limits;
 mod locks;
@@ -27,6 +29,7 @@ mod mounts;
 mod notify;
 mod overlay;
 mod process;
+mod runhost;
 mod security;
 mod settings;
 mod tmpfs;
@@ -54,6 +57,9 @@ const SUITE: Suite = Suite {
         environment::CASES,
         explain::CASES,
         hostile::CASES,
+        integration::CASES,
+        journal::CASES,
+        runhost::CASES,
         user::CASES,
         cleanup::CASES,
         security::CASES,

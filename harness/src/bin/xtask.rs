@@ -8,7 +8,8 @@ use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, docs, doctor, images, kernels, setup, try_it, vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, kernels, setup, single, try_it, vm_run,
+    vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -36,7 +37,9 @@ enum Verb {
     /// Run the suite in guests
     VmTest(Box<vm_test::Options>),
     /// Open a shell in a guest, with rspawn on its PATH
-    VmShell(vm_shell::Options),
+    VmShell(single::Which),
+    /// Run one command in a guest; the exit code is its own
+    VmRun(vm_run::Options),
     /// Measure how long rspawn takes to start, beside other launchers
     Bench(bench::Options),
     /// List the behaviours that no test names
@@ -82,6 +85,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             return vm_test::run(&workspace, mirror, options);
         }
         Verb::VmShell(options) => return vm_shell::run(&workspace, mirror, options),
+        Verb::VmRun(options) => return vm_run::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),
         Verb::CoverageOfSpec(options) => return coverage_of_spec::run(&workspace, options),
         Verb::Ci => return ci::run(&workspace, mirror),

@@ -3,6 +3,7 @@
 mod conflicts;
 mod credentials;
 mod environment;
+mod integration;
 mod knobs;
 mod mounts;
 mod process;
@@ -23,7 +24,7 @@ use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
 use crate::settings::value::{
-    Console, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
+    Console, ExitMode, PrivateUsers, Register, StartMode, User, Volatile,
 };
 
 /// Decides.
@@ -59,6 +60,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
+        integration: integration::integration(settings, &root, network),
         environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
@@ -69,6 +71,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
         network,
+        background: settings.background.value().filter(|colour| !colour.is_empty()).cloned(),
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
@@ -131,15 +134,8 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.zone.is_said(), "--network-zone="),
         no(s.network_namespace.is_said(), "--network-namespace-path="),
         no(s.ports.is_said(), "--port="),
-        no(s.resolv_conf.is_said(), "--resolv-conf="),
-        no(s.timezone.is_said(), "--timezone="),
-        no(
-            !matches!(s.link_journal.or(LinkJournal::Auto), LinkJournal::Auto | LinkJournal::No),
-            "--link-journal=",
-        ),
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
-        no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
