@@ -133,6 +133,17 @@ impl Root {
     }
 }
 
+impl Root {
+    /// How the tree was come by: the directory itself, or the rung that was taken.
+    pub fn way(&self) -> &'static str {
+        match self.layer.as_ref().map(layer::Layer::rung) {
+            None => "directory",
+            Some(Rung::Snapshot) => "snapshot",
+            Some(Rung::Overlay) => "overlay",
+        }
+    }
+}
+
 /// Finds, checks and locks the root, and makes the layer of an ephemeral one.
 ///
 /// # Errors

@@ -32,6 +32,7 @@ mod process;
 mod runhost;
 mod security;
 mod settings;
+mod status;
 mod tmpfs;
 mod user;
 
@@ -42,6 +43,7 @@ const SUITE: Suite = Suite {
         exit::CASES,
         notify::CASES,
         process::CASES,
+        status::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
