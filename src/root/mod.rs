@@ -143,6 +143,8 @@ impl fmt::Display for Rung {
 #[derive(Debug)]
 pub struct Root {
     source: Source,
+    /// Which rung was taken for a throw-away layer or copy.
+    rung: Option<Rung>,
     machine_id: Option<Id>,
     /// Held as long as the session.
     _locks: Vec<lock::Lock>,
@@ -164,6 +166,18 @@ impl Root {
     /// The machine id that the tree has.
     pub fn machine_id(&self) -> Option<&Id> {
         self.machine_id.as_ref()
+    }
+
+    /// How the tree was come by: as it is, or by the rung that was taken.
+    pub fn way(&self) -> &'static str {
+        match (self.rung, &self.source) {
+            (None, Source::Image { .. }) => "image",
+            (None, _) => "directory",
+            (Some(Rung::Snapshot), _) => "snapshot",
+            (Some(Rung::Overlay), _) => "overlay",
+            (Some(Rung::Reflink), _) => "reflink",
+            (Some(Rung::Copy), _) => "copy",
+        }
     }
 
     /// The tree itself, where it is a directory without a throw-away layer over it.
@@ -209,16 +223,17 @@ pub fn acquire(
                 true => lock::tree(path, source.as_fd(), *access)?,
                 false => Vec::new(),
             };
-            Ok(Root { source: Source::Directory(source), machine_id, _locks: locks })
+            Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
         }
         RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
             let (source, machine_id) = tree(path, start, knobs)?;
             let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
-            Ok(Root { source: Source::Layer(source, layer), machine_id, _locks: Vec::new() })
+            let rung = Some(layer.rung());
+            Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
         }
         RootSpec::Image { access, policy, throw_away, .. } => {
             let policy = policy.as_ref();
-            let Throwaway { image, holder, locks } = match throw_away {
+            let Throwaway { image, rung, holder, locks } = match throw_away {
                 None => {
                     let file = image::open(path, *access)?;
                     let locks = match knobs.locks {
@@ -226,7 +241,7 @@ pub fn acquire(
                         false => Vec::new(),
                     };
                     let image = Image::attach(file, path, *access, policy)?;
-                    Throwaway { image, holder: None, locks }
+                    Throwaway { image, rung: None, holder: None, locks }
                 }
                 Some(Ladder { rungs, elsewhere }) => {
                     let (access, locks) = (*access, knobs.locks);
@@ -246,7 +261,7 @@ pub fn acquire(
                 None => None,
             };
             let source = Source::Image { image, holder: holder.map(Rc::new), first: Some(parts) };
-            Ok(Root { source, machine_id, _locks: locks })
+            Ok(Root { source, rung, machine_id, _locks: locks })
         }
     }
 }

@@ -35,6 +35,7 @@ mod process;
 mod runhost;
 mod security;
 mod settings;
+mod status;
 mod tmpfs;
 mod user;
 
@@ -45,6 +46,7 @@ const SUITE: Suite = Suite {
         exit::CASES,
         notify::CASES,
         process::CASES,
+        status::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
