@@ -17,6 +17,7 @@ use crate::kernels::{self, Kernel, Row};
 use crate::matrix::{self, Axes, Job, Lane, Lanes, Plan};
 use crate::report::difference::{self, Differences};
 use crate::report::human::{Format, Human};
+use crate::report::skips::{Deny, Expected};
 use crate::report::summary::exit;
 use crate::rundir::RunDir;
 use crate::runner::{GUEST_MEMORY_MIB, Runner};
@@ -85,6 +86,9 @@ pub struct Options {
     /// Run everything so many times, and tell how often each case failed
     #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub stress: u32,
+    /// Skips that fail the run [default: unexpected where $CI is set, none elsewhere]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub deny_skips: Option<Deny>,
     /// Write the results to this file in JUnit's form
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
@@ -147,13 +151,20 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let versions: Vec<(String, (u32, u32))> =
         rows.iter().map(|row| (row.name.clone(), row.version)).collect();
     let subjects = options.subject.subjects();
-    let axes = Axes { kernels: &versions, lane_fs: &lane.fs, fs: &options.fs, subjects };
+    let axes = Axes {
+        kernels: &versions,
+        lane_fs: &lane.fs,
+        every_fs: lane.every_fs,
+        fs: &options.fs,
+        subjects,
+    };
     let mut plan = matrix::plan(&cases, &axes);
     differences.limit(&mut plan);
     if options.plan.is_some() {
         println!("{}", serde_json::to_string_pretty(&plan).context("encoding the plan")?);
         return Ok(ExitCode::SUCCESS);
     }
+    let wrong_skips = Expected::of(workspace.root())?.complaints(&plan, deny(options));
     let choice = accel::choose(workspace, options.accel)?;
     let ready = Ready::make(workspace, mirror, &rows)?;
     let run_dir = RunDir::make(workspace)?;
@@ -188,12 +199,19 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         plan: &plan,
         ends: &ends,
         differences: &differences,
+        wrong_skips,
         dir: run_dir.path(),
         took: begun.elapsed(),
         rounds: options.stress as usize,
         human: &human,
     };
     Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
+}
+
+/// In CI nobody reads skips, so there they fail.
+fn deny(options: &Options) -> Deny {
+    let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    options.deny_skips.unwrap_or(if in_ci { Deny::Unexpected } else { Deny::None })
 }
 
 /// What is made before the first guest: kernels and the root image.
@@ -334,7 +352,7 @@ mod tests {
     fn the_lanes_of_this_checkout_name_kernels_that_exist() {
         let workspace = Workspace::find();
         let rows = kernels::rows(&workspace).unwrap();
-        for name in ["quick", "full"] {
+        for name in ["quick", "full", "nightly"] {
             let lane = lane(&workspace, name).unwrap();
             assert_eq!(
                 super::super::kernels::chosen(&rows, &lane.kernels).unwrap().len(),
