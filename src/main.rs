@@ -10,7 +10,7 @@ use rspawn::errors::{Report, hinted, warn};
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, handover, host, root, spec, stage};
+use rspawn::{exit, handover, host, mounts, root, spec, stage};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -53,7 +53,9 @@ fn act(invocation: Invocation) -> Result<u8> {
         Invocation::Cleanup(settings) => {
             require_root(&host)?;
             let spec = decide(*settings, &host)?;
-            root::sweep(spec.root.source(), &spec::layer_places(&host));
+            let mut places = mounts::places_of_work(&spec.mounts);
+            places.extend(spec.scratch_places);
+            root::sweep(spec.root.source(), &places);
             Ok(0)
         }
         Invocation::Run(settings) => {

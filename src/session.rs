@@ -25,6 +25,7 @@ pub struct Session {
     root: Root,
     machine_id: Id,
     credentials: Vec<Credential>,
+    machine_id_stays: bool,
 }
 
 impl Session {
@@ -36,19 +37,19 @@ impl Session {
         let mut undo = Undo::default();
         let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &spec.knobs, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
-        let machine_id = match root.machine_id().or(spec.uuid.as_ref()) {
-            Some(id) => id.clone(),
-            None => ids::random()?,
-        };
+        let given = root.machine_id().or(spec.uuid.as_ref()).cloned();
+        let machine_id_stays = given.is_some();
+        let machine_id = given.map_or_else(ids::random, Ok)?;
         let tree = root.directory();
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
         let cgroup = own_cgroup(spec, &mut undo);
-        Ok(Self { undo, scratch, cgroup, root, machine_id, credentials })
+        Ok(Self { undo, scratch, cgroup, root, machine_id, machine_id_stays, credentials })
     }
 
     /// The ids of a new run.
     pub(crate) fn ids(&self) -> Result<Ids> {
-        Ok(Ids { machine: self.machine_id.clone(), boot: ids::random()? })
+        let (machine, machine_stays) = (self.machine_id.clone(), self.machine_id_stays);
+        Ok(Ids { machine, machine_stays, boot: ids::random()? })
     }
 
     /// The root, for a run.

@@ -8,6 +8,7 @@
 mod apply;
 mod attributes;
 mod custom;
+mod label;
 mod layers;
 mod opened;
 mod partial;
@@ -19,11 +20,13 @@ pub(crate) use apply::{
     attach, attach_on_host, bind_onto, detached_copy, instance, make_read_only,
 };
 pub use custom::{Custom, CustomKind, custom};
+pub use label::labelled;
 pub use opened::Opened;
+pub(crate) use opened::bind;
 pub use partial::Part;
-pub use scratch::Scratch;
+pub use scratch::{Scratch, places_of_work};
 pub use table::{Api, Writable, table};
-pub(crate) use table::{BOOT_ID, EMPTY};
+pub(crate) use table::{BOOT_ID, EMPTY, KMSG};
 
 use std::borrow::Cow;
 use std::fmt;

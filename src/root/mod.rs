@@ -22,8 +22,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use crate::errors::{Verbosity, hinted};
-use crate::ids::{self, Id};
+use crate::errors::{Verbosity, hinted, warn};
+use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
 use crate::spec::{Knobs, Start};
@@ -148,7 +148,15 @@ pub fn acquire(
     let source = open_source(path)?;
     let root = InRoot::new(source.try_clone().context("keeping hold of the tree")?);
     check(path, &root, start, knobs)?;
-    let machine_id = ids::of_tree(&root);
+    let machine_id = match ids::of_tree(&root) {
+        OfTree::Id(id) => Some(id),
+        OfTree::None => None,
+        OfTree::Garbage => {
+            let shown = path.display();
+            warn(format_args!("/etc/machine-id of \"{shown}\" holds no machine id"));
+            None
+        }
+    };
     match spec {
         RootSpec::Directory { access, .. } => {
             let locks = match knobs.locks {

@@ -6,12 +6,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::children::{ending, how, listens_to, pid_of, reap, signal_inner, wait_for};
 use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
@@ -20,13 +20,15 @@ use super::{Child, Parent, fork, outer, told};
 use crate::audience::Audience;
 use crate::console::forward::{Forwarder, Streams};
 use crate::console::hotkey::Hotkey;
+use crate::console::mode::Stream;
 use crate::console::pty::release_inherited;
 use crate::credentials;
-use crate::errors::{Hinted, Report, Verbosity, hinted};
+use crate::errors::{Hinted, Report, Verbosity, hinted, warn};
 use crate::exit::{self, Ending, Next};
 use crate::notify::Inbox;
 use crate::session::Session;
-use crate::spec::{Spec, Start};
+use crate::settings::value::KillSignal;
+use crate::spec::Spec;
 use crate::sys::process::send_signal;
 
 /// What ends us when it comes once or, with an init, twice (RUN-06, RUN-07).
@@ -34,6 +36,10 @@ const TERMINATING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHU
 
 /// How long the rest of the payload's output may find no reader.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a process 1 that does not listen is asked to end, and with what pauses: ten seconds in all.
+const REQUESTS: u32 = 40;
+const BETWEEN_REQUESTS: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 /// How many notifications are looked at after the payload's death: more than a queue usually holds
 /// (net.unix.max_dgram_qlen, which systemd sets to 512), and an end to it.
@@ -105,6 +111,9 @@ fn open_console(spec: &Spec) -> Result<Option<Forwarder>> {
         return Ok(None);
     }
     let mut console = Forwarder::new(&spec.wiring, spec.escape_key, Streams::own())?;
+    if let Some(colour) = &spec.background {
+        console.tint(colour);
+    }
     if let Some(watch) = console.watch()? {
         // It has nobody to tell a failure to: by then we are dead.
         fork(0, Parent::Us, || watch.run(), |_| ()).context("watching over the terminal")?;
@@ -134,14 +143,20 @@ struct Boot<'a> {
     audience: &'a mut Audience,
     outer: Option<Child>,
     inner: Option<Child>,
+    /// Whom the inbox listens to: the payload, also if that is not process 1.
+    speaker: libc::pid_t,
     inbox: Inbox,
     from_outer: Option<Link<ToOuter, FromOuter>>,
     from_inner: Option<Link<ToInner, FromInner>>,
     sequence: Sequence,
+    /// Held so that readers of the container's /proc/kmsg wait (DEV-06).
+    kmsg: Option<OwnedFd>,
     /// Why the payload could not be executed, and our exit code.
     refused: Option<(Report, u8)>,
-    /// A first request to shut down was passed on to the init.
+    /// A first request to shut down was passed on.
     shutting_down: bool,
+    /// How often it is still repeated to a process 1 that does not listen.
+    requests_left: u32,
     /// The user asked for a reboot by hotkey.
     reboot: bool,
 }
@@ -176,12 +191,15 @@ impl<'a> Boot<'a> {
             audience,
             outer: Some(child),
             inner: None,
+            speaker: 0,
             inbox,
             from_outer: Some(from_outer),
             from_inner: Some(from_inner),
-            sequence: Sequence::new(spec.wiring.pty),
+            sequence: Sequence::new(spec.wiring.pty, spec.has_stub),
+            kmsg: None,
             refused: None,
             shutting_down: false,
+            requests_left: 0,
             reboot: false,
         })
     }
@@ -189,7 +207,11 @@ impl<'a> Boot<'a> {
     /// The event loop.
     fn run(&mut self, signals: &SignalFd, mut console: Option<&mut Forwarder>) -> Result<End> {
         loop {
-            for event in self.wait(signals, console.as_deref())? {
+            let events = self.wait(signals, console.as_deref())?;
+            if let Some(signal) = self.spec.kill_signal.filter(|_| events.is_empty()) {
+                self.request(signal)?;
+            }
+            for event in events {
                 match event {
                     Event::FromOuter => self.hear_outer()?,
                     Event::FromInner => self.hear_inner(console.as_deref_mut())?,
@@ -229,7 +251,8 @@ impl<'a> Boot<'a> {
         waits.push((Event::Signal, signals.as_fd()));
         let mut fds: Vec<PollFd<'_>> =
             waits.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        rustix::io::retry_on_intr(|| poll(&mut fds, None)).context("waiting for events")?;
+        let patience = (self.requests_left > 0).then_some(&BETWEEN_REQUESTS);
+        rustix::io::retry_on_intr(|| poll(&mut fds, patience)).context("waiting for events")?;
         let ready = waits.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         Ok(ready.map(|((event, _), _)| *event).collect())
     }
@@ -240,6 +263,7 @@ impl<'a> Boot<'a> {
             Some((FromOuter::Inner(pid), pidfd)) => {
                 self.sequence.take(Step::Inner)?;
                 let pidfd = pidfd.context("the container's first process was not handed over")?;
+                self.speaker = pid;
                 self.inner = Some(Child { pid, pidfd });
             }
             Some((FromOuter::Failed(report), _)) => return Err(told(report)),
@@ -263,8 +287,14 @@ impl<'a> Boot<'a> {
                 let master = master.context("the container's console was not handed over")?;
                 console.context("nobody asked for a console")?.connect(master)?;
             }
-            Some((FromInner::Ready, _)) => {
+            Some((FromInner::Payload, pidfd)) => {
+                self.sequence.take(Step::Payload)?;
+                let pidfd = pidfd.context("the payload's process was not handed over")?;
+                self.speaker = pid_of(&pidfd)?;
+            }
+            Some((FromInner::Ready, kmsg)) => {
                 self.sequence.take(Step::Ready)?;
+                self.kmsg = kmsg;
                 link.send(&ToInner::Go, None)?;
             }
             Some((FromInner::Failed(report), _)) => return Err(told(report)),
@@ -276,7 +306,10 @@ impl<'a> Boot<'a> {
                 // Otherwise it died on the way; its status comes with SIGCHLD.
                 if self.sequence.due() == Some(Step::Exec) && self.refused.is_none() {
                     self.sequence.take(Step::Exec)?;
-                    release_inherited(&self.spec.wiring)?;
+                    // An init or a stub may reboot, and then the streams are needed once more (RUN-12).
+                    if !self.spec.may_reboot() {
+                        release_inherited(&self.spec.wiring)?;
+                    }
                     self.tell_start();
                 }
             }
@@ -296,10 +329,10 @@ impl<'a> Boot<'a> {
     /// Takes one message, so that a payload that talks all the time keeps nobody else waiting. What it says
     /// before we know that it runs can wait. Returns whether there was one.
     fn hear_payload(&mut self) -> bool {
-        let Some(inner) = self.inner.as_ref().filter(|_| self.sequence.due().is_none()) else {
+        if self.sequence.due().is_some() {
             return false;
-        };
-        let Ok(said) = self.inbox.take(inner.pid) else { return false };
+        }
+        let Ok(said) = self.inbox.take(self.speaker) else { return false };
         if let Some(said) = said {
             self.audience.said(said, self.spec.notify_ready);
         }
@@ -343,29 +376,40 @@ impl<'a> Boot<'a> {
         Ok(Some(ending(&status)?))
     }
 
-    /// A request to end: an init is asked to shut down first, anything else is killed (RUN-06, RUN-07).
+    /// A request to end: whoever has a signal for that is asked by it first, and killed at the second request;
+    /// anything else is killed (RUN-06, RUN-07, E-06).
     fn terminate(&mut self, signal: Signal) -> Result<()> {
         let Some(inner) = &self.inner else { bail!("{}: interrupted by {signal}", self.due()) };
-        let orderly =
-            matches!(self.spec.start, Start::Init { .. }) && self.sequence.due().is_none();
-        if orderly && !std::mem::replace(&mut self.shutting_down, true) {
-            if self.spec.verbosity >= Verbosity::Normal {
-                eprintln!("Shutting the container down; once more to kill it.");
+        let runs = self.sequence.due().is_none();
+        match self.spec.kill_signal.filter(|_| runs && !self.shutting_down) {
+            None => signal_inner(inner, libc::SIGKILL),
+            Some(request) => {
+                self.shutting_down = true;
+                if self.spec.verbosity >= Verbosity::Normal {
+                    eprintln!("Shutting the container down; once more to kill it.");
+                }
+                self.requests_left = REQUESTS;
+                self.request(request)
             }
-            // SIGRTMIN+3: halt (systemd(1), SIGNALS).
-            return signal_inner(inner, libc::SIGRTMIN() + 3);
         }
-        signal_inner(inner, libc::SIGKILL)
+    }
+
+    /// Asks process 1 to end. An init that has just started does not listen yet, and the kernel keeps nothing
+    /// for process 1 that it does not listen to (pid_namespaces(7)): then it is asked again later.
+    fn request(&mut self, signal: KillSignal) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let listens = self.spec.has_stub || listens_to(inner.pid, signal.number());
+        self.requests_left = if listens { 0 } else { self.requests_left.saturating_sub(1) };
+        signal_inner(inner, signal.number())
     }
 
     fn on_hotkey(&mut self, hotkey: Hotkey) -> Result<()> {
         let Some(inner) = &self.inner else { return Ok(()) };
-        let init = matches!(self.spec.start, Start::Init { .. });
         match hotkey {
             Hotkey::Kill => signal_inner(inner, libc::SIGKILL),
             Hotkey::PowerOff => self.terminate(Signal::SIGTERM),
             // SIGRTMIN+5: reboot (systemd(1), SIGNALS).
-            Hotkey::Reboot if init => signal_inner(inner, libc::SIGRTMIN() + 5),
+            Hotkey::Reboot if self.spec.may_reboot() => signal_inner(inner, libc::SIGRTMIN() + 5),
             Hotkey::Reboot => {
                 self.reboot = true;
                 signal_inner(inner, libc::SIGKILL)
@@ -381,16 +425,22 @@ impl<'a> Boot<'a> {
         if let Some((report, code)) = self.refused.take() {
             return Ok(End { next: Next::Exit(code), remark: Some(report.to_string()) });
         }
-        if self.reboot {
-            return Ok(End { next: Next::Reboot, remark: None });
-        }
-        let next = exit::next(ending, self.spec.exit_mode);
+        let next = match self.reboot {
+            true => exit::reboot(self.spec.restart),
+            false => exit::next(ending, self.spec.exit_mode, self.spec.restart),
+        };
         let remark = match (ending, next) {
-            (Ending::Signaled(signal), Next::Exit(1..)) => {
-                Some(format!("rspawn: the container was killed by {signal}"))
+            (Ending::Signaled(signal), Next::Exit(1..)) if !self.reboot => {
+                let name = exit::signal_name(signal);
+                Some(format!("rspawn: the container was killed by {name}"))
             }
             _ => None,
         };
+        let wiring = &self.spec.wiring;
+        let inherited = [wiring.stdin, wiring.stdout].contains(&Stream::Inherit);
+        if next == Next::Reboot && !self.spec.may_reboot() && inherited {
+            warn("the command reboots, and its streams were let go of");
+        }
         Ok(End { next, remark })
     }
 
@@ -408,42 +458,6 @@ impl Drop for Boot<'_> {
             let _ = send_signal(&child, libc::SIGKILL);
             let _ = wait_for(&child);
         }
-    }
-}
-
-fn signal_inner(inner: &Child, signal: i32) -> Result<()> {
-    match send_signal(&inner.pidfd, signal) {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        other => other.context("sending a signal to the container"),
-    }
-}
-
-fn wait_for(child: &OwnedFd) -> Result<WaitIdStatus> {
-    let status =
-        rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED));
-    status.context("waiting for a child")?.ok_or_else(|| anyhow!("a child has no status"))
-}
-
-fn reap(child: &Child) -> Result<Option<WaitIdStatus>> {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    waitid(WaitId::PidFd(child.pidfd.as_fd()), options).context("asking how the container ended")
-}
-
-fn ending(status: &WaitIdStatus) -> Result<Ending> {
-    if let Some(code) = status.exit_status() {
-        // The kernel keeps eight bits (wait(2)).
-        return Ok(Ending::Exited(u8::try_from(code & 0xff).expect("it is masked")));
-    }
-    let signal = status.terminating_signal().context("the container ended in an unknown way")?;
-    // A real-time signal has no name here; it ends a container as SIGKILL does.
-    Ok(Ending::Signaled(Signal::try_from(signal).unwrap_or(Signal::SIGKILL)))
-}
-
-fn how(status: &WaitIdStatus) -> String {
-    match ending(status) {
-        Ok(Ending::Exited(code)) => format!("ended without a word, with code {code}"),
-        Ok(Ending::Signaled(signal)) => format!("was killed by {signal}"),
-        Err(error) => error.to_string(),
     }
 }
 

@@ -19,12 +19,18 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod integration;
+mod journal;
 mod leaks;
+mod limits;
 mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
+mod process;
+mod runhost;
+mod security;
 mod settings;
 mod tmpfs;
 mod user;
@@ -35,6 +41,7 @@ const SUITE: Suite = Suite {
         directory::CASES,
         exit::CASES,
         notify::CASES,
+        process::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
@@ -42,6 +49,7 @@ const SUITE: Suite = Suite {
         tmpfs::CASES,
         ephemeral::CASES,
         leaks::CASES,
+        limits::CASES,
         locks::CASES,
         console::CASES,
         credentials::CASES,
@@ -49,8 +57,12 @@ const SUITE: Suite = Suite {
         environment::CASES,
         explain::CASES,
         hostile::CASES,
+        integration::CASES,
+        journal::CASES,
+        runhost::CASES,
         user::CASES,
         cleanup::CASES,
+        security::CASES,
         settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),

@@ -47,7 +47,7 @@ fn a_tmpfs_is_empty_and_goes_with_the_container(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// MNT-34; systemd-nspawn makes the parents too since v230.
+/// MNT-34, MNT-21: mode 0755. systemd-nspawn makes the parents too since v230.
 fn a_tmpfs_makes_its_place_with_parents(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     t.container(&tree)
