@@ -201,6 +201,16 @@ pub fn split(jobs: Vec<Job>, guests: usize) -> Vec<Job> {
     parts
 }
 
+/// A job for each case, so that each gets a guest of its own.
+#[must_use]
+pub fn apart(jobs: Vec<Job>) -> Vec<Job> {
+    let alone = |job: Job| {
+        let cell = job.cell;
+        job.cases.into_iter().map(move |case| Job { cell: cell.clone(), cases: vec![case] })
+    };
+    jobs.into_iter().flat_map(alone).collect()
+}
+
 fn wanted_fs(case: &Listing) -> Option<&String> {
     case.needs.iter().find_map(|need| match need {
         ListedNeed::Fs(kind) => Some(kind),
@@ -316,6 +326,7 @@ mod tests {
             names.dedup();
             assert_eq!(names.len(), 25);
         }
-        assert_eq!(split(whole.jobs, 2).len(), 2);
+        assert_eq!(split(whole.jobs.clone(), 2).len(), 2);
+        assert_eq!(apart(whole.jobs).len(), 25);
     }
 }
