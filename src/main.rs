@@ -67,6 +67,7 @@ fn act(invocation: Invocation, handover: Handover, audience: &mut Audience) -> R
             let mut places = mounts::places_of_work(&spec.mounts);
             places.extend(spec.scratch_places);
             root::sweep(spec.root.source(), &places);
+            rspawn::cgroup::collect();
             Ok(0)
         }
         Invocation::Run(settings) => {

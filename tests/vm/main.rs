@@ -19,6 +19,9 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod image;
+mod image_boot;
+mod image_ephemeral;
 mod integration;
 mod journal;
 mod leaks;
@@ -50,6 +53,9 @@ const SUITE: Suite = Suite {
         overlay::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        image::CASES,
+        image_boot::CASES,
+        image_ephemeral::CASES,
         leaks::CASES,
         limits::CASES,
         locks::CASES,

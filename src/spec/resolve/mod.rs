@@ -101,8 +101,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let no = |said: bool, option: &'static str| said.then_some(option);
     let missing = [
         no(s.template.is_said(), "--template="),
-        no(s.image.is_said(), "--image="),
-        no(s.image_policy.is_said(), "--image-policy="),
         no(s.mstack.is_said(), "--mstack="),
         no(s.oci_bundle.is_said(), "--oci-bundle="),
         no(s.ephemeral_reboot.is_said(), "--ephemeral-reboot="),
