@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Calls, Knobs, Limits, Network, Spec, Start};
+use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start};
 use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, Ladder, RootSpec, Rung};
 
@@ -70,6 +70,12 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     facts.push(("console", console.to_owned()));
     if spec.handover.count() > 0 {
         facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));
+    }
+    let Shares { pid, uts, ipc } = spec.shares;
+    for (shared, name) in [(pid, "pid"), (uts, "uts"), (ipc, "ipc")] {
+        if shared {
+            facts.push(("namespace", format!("the host's for {name}")));
+        }
     }
     if let Some(signal) = spec.kill_signal {
         facts.push(("asked-to-end", format!("by {signal}")));
