@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, docs, doctor, images, kernels, setup, single, try_it, vm_run,
-    vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, setup, single, try_it,
+    vm_run, vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -49,6 +49,12 @@ enum Verb {
         /// Directory to write to, such as /usr/local/share, instead of target/docs
         dir: Option<PathBuf>,
     },
+    /// Build rspawn and install it with its manual page and completions
+    Install {
+        /// Where bin and share are
+        #[arg(long, default_value = "/usr/local", value_name = "DIR")]
+        prefix: PathBuf,
+    },
     /// Do everything that CI does
     Ci,
     /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
@@ -78,6 +84,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Setup => setup::run(setup::Scope::Suite)?,
         Verb::Doctor => doctor::run(&workspace)?,
         Verb::Docs { dir } => docs::run(&workspace, dir.as_deref())?,
+        Verb::Install { prefix } => install::run(&workspace, prefix)?,
         Verb::Images(action) => images::run(&workspace, mirror, action)?,
         Verb::Kernels(action) => kernels::run(&workspace, mirror, action)?,
         Verb::VmTest(options) => {
