@@ -56,7 +56,11 @@ enum Verb {
         prefix: PathBuf,
     },
     /// Do everything that CI does
-    Ci,
+    Ci {
+        /// How much of the matrix is run
+        #[arg(long, value_enum, default_value_t)]
+        lane: ci::Lane,
+    },
     /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
     Try {
         /// Command to run instead of a shell
@@ -95,7 +99,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::VmRun(options) => return vm_run::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),
         Verb::CoverageOfSpec(options) => return coverage_of_spec::run(&workspace, options),
-        Verb::Ci => return ci::run(&workspace, mirror),
+        Verb::Ci { lane } => return ci::run(&workspace, mirror, *lane),
         Verb::Try { command } => return try_it::run(&workspace, command),
     }
     Ok(ExitCode::SUCCESS)
