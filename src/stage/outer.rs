@@ -66,7 +66,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let rows = mounts::labelled(mounts::table(&spec.api), spec.labels.files.as_deref());
     mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
-    tree::host_files(&tree, ids)?;
+    tree::host_files(&tree, ids, &spec.knobs.service)?;
     inbox.appear(&tree)?;
     if !credentials.is_empty() {
         credentials::make_place(&tree)?;
