@@ -32,6 +32,7 @@ mod mounts;
 mod notify;
 mod overlay;
 mod process;
+mod refused;
 mod runhost;
 mod security;
 mod settings;
