@@ -14,6 +14,7 @@ use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
 use crate::credentials::Wanted;
 use crate::errors::Verbosity;
+use crate::exit::Restart;
 use crate::handover::Handover;
 use crate::integration::Integration;
 use crate::mounts::{Api, Custom};
@@ -22,7 +23,7 @@ use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
-use crate::settings::value::{ExitMode, Rlimit, User};
+use crate::settings::value::{ExitMode, KillSignal, Rlimit, User};
 
 /// What will be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +78,10 @@ pub struct Spec {
     pub has_stub: bool,
     /// Which of our caller's descriptors are the payload's (FDS-02).
     pub handover: Handover,
+    /// What asks process 1 to end, before it is killed (E-06).
+    pub kill_signal: Option<KillSignal>,
+    /// Who starts it again when it reboots (RUN-12, RUN-14).
+    pub restart: Restart,
     /// Whether the container is ready only once it says so (E-07).
     pub notify_ready: bool,
     /// The SELinux contexts that were asked for.

@@ -3,11 +3,10 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
-use nix::sys::signal::Signal;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
 use super::Child;
-use crate::exit::Ending;
+use crate::exit::{Ending, signal_name};
 use crate::sys::process::send_signal;
 
 /// Sends a signal by number; that the process is gone is no error.
@@ -38,15 +37,14 @@ pub(super) fn ending(status: &WaitIdStatus) -> Result<Ending> {
         return Ok(Ending::Exited(u8::try_from(code & 0xff).expect("it is masked")));
     }
     let signal = status.terminating_signal().context("the container ended in an unknown way")?;
-    // A real-time signal has no name here; it ends a container as SIGKILL does.
-    Ok(Ending::Signaled(Signal::try_from(signal).unwrap_or(Signal::SIGKILL)))
+    Ok(Ending::Signaled(signal))
 }
 
 /// The same in words, for a stage that should have said more.
 pub(super) fn how(status: &WaitIdStatus) -> String {
     match ending(status) {
         Ok(Ending::Exited(code)) => format!("ended without a word, with code {code}"),
-        Ok(Ending::Signaled(signal)) => format!("was killed by {signal}"),
+        Ok(Ending::Signaled(signal)) => format!("was killed by {}", signal_name(signal)),
         Err(error) => error.to_string(),
     }
 }
@@ -57,4 +55,46 @@ pub(super) fn pid_of(pidfd: &OwnedFd) -> Result<libc::pid_t> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
     pid.with_context(|| format!("{path} names no process"))
+}
+
+/// Whether a process has said what becomes of a signal: it handles, blocks or ignores it (proc_pid_status(5)).
+/// One that is waiting in sigtimedwait(2) cannot be told from one that has said nothing.
+pub(super) fn listens_to(pid: libc::pid_t, signal: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    says(&status, signal)
+}
+
+fn says(status: &str, signal: i32) -> bool {
+    let set = |line: &str| {
+        let (name, digits) = line.split_once(':')?;
+        let counts = ["SigBlk", "SigIgn", "SigCgt"].contains(&name);
+        u64::from_str_radix(digits.trim(), 16).ok().filter(|_| counts)
+    };
+    status.lines().filter_map(set).any(|set| set & (1 << (signal - 1)) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    /// 4.1 #25.
+    #[rstest]
+    #[case("SigCgt:\t0000000000004000", true)]
+    #[case("SigBlk:\t0000000000004000", true)]
+    #[case("SigIgn:\t0000000000004000", true)]
+    #[case("SigPnd:\t0000000000004000", false)]
+    #[case("SigCgt:\t0000000000002000", false)]
+    #[case("Sig\nSigCgt", false)]
+    fn who_handles_blocks_or_ignores_a_signal_listens(#[case] status: &str, #[case] listens: bool) {
+        assert_eq!(says(status, libc::SIGTERM), listens);
+    }
+
+    /// E-07: the id that credentials carry.
+    #[test]
+    fn a_process_is_found_by_its_descriptor() {
+        use rustix::process::{PidfdFlags, getpid, pidfd_open};
+        let us = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        assert_eq!(pid_of(&us).unwrap(), getpid().as_raw_nonzero().get());
+    }
 }
