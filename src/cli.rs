@@ -50,7 +50,7 @@ const WORDS: &str = "COMMAND";
 const NO_VALUE: &str = "\0";
 
 /// What is compiled in and what is missing, for `--version`; a sign changes here when the code arrives.
-const FEATURES: &str = "+SECCOMP -IMAGES -USERNS -MACHINED";
+const FEATURES: &str = "+SECCOMP +IMAGES -USERNS -MACHINED";
 
 /// Reads the arguments, the program's name first.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Invocation, Usage> {

@@ -7,7 +7,7 @@
 //! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`console`], [`credentials`] and [`security`] |
 //!
 //! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
-//! [`undo`] takes back what was done to the host, [`errors`], [`exit`] and [`audience`] say how it went,
+//! [`undo`] takes back what was done to the host, [`errors`], [`exit`], [`audience`] and [`status`] say how it went,
 //! [`sys`] wraps what no crate has.
 //!
 //! # Invariants
@@ -41,6 +41,7 @@ pub mod session;
 pub mod settings;
 pub mod spec;
 pub mod stage;
+pub mod status;
 pub mod sys;
 pub mod tree;
 pub mod undo;

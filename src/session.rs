@@ -11,7 +11,7 @@ use crate::credentials::Credential;
 use crate::errors::Verbosity;
 use crate::ids::{self, Id, Ids};
 use crate::mounts::Scratch;
-use crate::root::{self, Root};
+use crate::root::{self, Access, Root};
 use crate::security::caps::CapSet;
 use crate::spec::{Spec, Start};
 use crate::undo::Undo;
@@ -40,7 +40,8 @@ impl Session {
         let given = root.machine_id().or(spec.uuid.as_ref()).cloned();
         let machine_id_stays = given.is_some();
         let machine_id = given.map_or_else(ids::random, Ok)?;
-        let tree = root.directory();
+        // Nothing is made in a tree that is only read.
+        let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
         let cgroup = own_cgroup(spec, &mut undo);
         Ok(Self { undo, scratch, cgroup, root, machine_id, machine_id_stays, credentials })

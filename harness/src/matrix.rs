@@ -37,6 +37,8 @@ pub struct Axes<'a> {
     pub kernels: &'a [(String, (u32, u32))],
     /// File systems of the lane, the default one first.
     pub lane_fs: &'a [String],
+    /// See [`Lane::every_fs`].
+    pub every_fs: bool,
     /// File systems that the user restricts it to; all when empty.
     pub fs: &'a [String],
     /// Launchers.
@@ -51,6 +53,9 @@ pub struct Lane {
     pub kernels: Vec<String>,
     /// File systems, the default one first.
     pub fs: Vec<String>,
+    /// Whether a case that names no file system runs on all of them, not on the default one only.
+    #[serde(default)]
+    pub every_fs: bool,
 }
 
 /// The lanes by name.
@@ -115,11 +120,10 @@ impl Plan {
 #[must_use]
 pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
     let mut plan = Plan::default();
-    let Some(default_fs) = axes.lane_fs.first() else { return plan };
     for cell in cells(axes) {
         let mut job = Job { cell, cases: Vec::new() };
         let cell = &job.cell;
-        for case in cases.iter().filter(|case| *wanted_fs(case).unwrap_or(default_fs) == cell.fs) {
+        for case in cases.iter().filter(|case| belongs(case, cell, axes)) {
             match reason_to_skip(case, cell, axes.fs) {
                 Some((code, why)) => plan.skips.push(Skip {
                     case: case.name.clone(),
@@ -138,6 +142,15 @@ pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
     let no_fs = |case: &&Listing| wanted_fs(case).is_some_and(|kind| !axes.lane_fs.contains(kind));
     plan.unassigned.extend(cases.iter().filter(no_fs).map(|case| case.name.clone()));
     plan
+}
+
+/// Whether the cell's file system is one for the case.
+fn belongs(case: &Listing, cell: &Cell, axes: &Axes<'_>) -> bool {
+    match wanted_fs(case) {
+        Some(kind) => *kind == cell.fs,
+        None if axes.every_fs => axes.fs.is_empty() || axes.fs.contains(&cell.fs),
+        None => axes.lane_fs.first() == Some(&cell.fs),
+    }
 }
 
 fn cells(axes: &Axes<'_>) -> Vec<Cell> {
@@ -188,6 +201,16 @@ pub fn split(jobs: Vec<Job>, guests: usize) -> Vec<Job> {
     parts
 }
 
+/// A job for each case, so that each gets a guest of its own.
+#[must_use]
+pub fn apart(jobs: Vec<Job>) -> Vec<Job> {
+    let alone = |job: Job| {
+        let cell = job.cell;
+        job.cases.into_iter().map(move |case| Job { cell: cell.clone(), cases: vec![case] })
+    };
+    jobs.into_iter().flat_map(alone).collect()
+}
+
 fn wanted_fs(case: &Listing) -> Option<&String> {
     case.needs.iter().find_map(|need| match need {
         ListedNeed::Fs(kind) => Some(kind),
@@ -227,7 +250,8 @@ mod tests {
     }
 
     fn on<'a>(kernels: &'a [(String, (u32, u32))], lane_fs: &'a [String]) -> Axes<'a> {
-        Axes { kernels, lane_fs, fs: &[], subjects: &[Subject::Rspawn] }
+        let subjects = &[Subject::Rspawn];
+        Axes { kernels, lane_fs, every_fs: false, fs: &[], subjects }
     }
 
     fn shape(plan: &Plan) -> Vec<String> {
@@ -246,6 +270,17 @@ mod tests {
         let plan = plan(&cases, &on(&kernels(), &fs()));
         assert_eq!(shape(&plan), ["new ext4 a", "new btrfs b", "old ext4 a", "old btrfs b"]);
         assert!(plan.skips.is_empty() && plan.unassigned.is_empty());
+    }
+
+    #[test]
+    fn a_lane_of_every_file_system_multiplies_what_names_none() {
+        let cases = [case("a", &[]), case("b", &[ListedNeed::Fs("btrfs".to_owned())])];
+        let (kernels, fs) = (&kernels()[..1], &fs());
+        let every = Axes { every_fs: true, ..on(kernels, fs) };
+        assert_eq!(shape(&plan(&cases, &every)), ["new ext4 a", "new btrfs a+b"]);
+        let one = plan(&cases, &Axes { fs: &["ext4".to_owned()], ..every });
+        assert_eq!(shape(&one), ["new ext4 a"]);
+        assert_eq!(one.skips.len(), 1);
     }
 
     #[test]
@@ -291,6 +326,7 @@ mod tests {
             names.dedup();
             assert_eq!(names.len(), 25);
         }
-        assert_eq!(split(whole.jobs, 2).len(), 2);
+        assert_eq!(split(whole.jobs.clone(), 2).len(), 2);
+        assert_eq!(apart(whole.jobs).len(), 25);
     }
 }

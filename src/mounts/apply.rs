@@ -278,7 +278,7 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> Result<()> {
 
 /// Adds what the file system itself says of a failure; it writes lines like `e overlay: …` to its
 /// context (fsopen(2)).
-fn with_log(errno: Errno, context: BorrowedFd<'_>) -> anyhow::Error {
+pub(super) fn with_log(errno: Errno, context: BorrowedFd<'_>) -> anyhow::Error {
     let mut said = Vec::new();
     let mut line = [0; 1024];
     while let Ok(length @ 1..) = rustix::io::read(context, &mut line) {

@@ -8,6 +8,7 @@
 mod apply;
 mod attributes;
 mod custom;
+mod disk;
 mod label;
 mod layers;
 mod opened;
@@ -20,6 +21,7 @@ pub(crate) use apply::{
     attach, attach_on_host, bind_onto, detached_copy, instance, make_read_only,
 };
 pub use custom::{Custom, CustomKind, custom};
+pub(crate) use disk::disk;
 pub use label::labelled;
 pub use opened::Opened;
 pub(crate) use opened::bind;

@@ -12,9 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock,
+    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Uid, flock,
 };
 use rustix::io::Errno;
 
@@ -29,8 +29,7 @@ use crate::undo::Undo;
 const PREFIX: &str = ".#rspawn.";
 /// The directory in a holder that a snapshot is, or an overlay's upper layer.
 const TREE: &std::ffi::CStr = c"tree";
-/// The directory in a holder that an overlay needs beside its upper layer.
-const WORK: &str = "work";
+const TREE_NAME: &str = "tree";
 /// f_type of btrfs (statfs(2)).
 const BTRFS_MAGIC: u64 = 0x9123_683e;
 /// The inode of the top directory of every subvolume (btrfs(5)).
@@ -40,8 +39,32 @@ const SUBVOLUME_INODE: u64 = 256;
 #[derive(Debug)]
 pub(super) struct Layer {
     kind: Kind,
+    _holder: Holder,
+}
+
+/// The directory of a layer.
+#[derive(Debug)]
+pub(super) struct Holder {
     /// Locked as long as it is open.
-    _holder: OwnedFd,
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+impl Holder {
+    /// The descriptor that must stay open for [`Holder::here`].
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The same directory by the mounts of this process: an overlay takes no others.
+    pub(super) fn here(&self) -> Result<OwnedFd> {
+        let what = || format!("opening the layer {}", self.path.display());
+        let here = open_host_directory(&self.path).with_context(what)?;
+        let id = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let same = id(here.as_fd()).with_context(what)? == id(self.fd()).with_context(what)?;
+        ensure!(same, "the layer {} was replaced", self.path.display());
+        Ok(here)
+    }
 }
 
 #[derive(Debug)]
@@ -51,6 +74,14 @@ enum Kind {
 }
 
 impl Layer {
+    /// The rung that it is.
+    pub(super) fn rung(&self) -> Rung {
+        match self.kind {
+            Kind::Snapshot { .. } => Rung::Snapshot,
+            Kind::Overlay { .. } => Rung::Overlay,
+        }
+    }
+
     /// A new mount of the source with the layer, attached nowhere yet.
     pub(super) fn mounted(&mut self, source: BorrowedFd<'_>) -> Result<OwnedFd> {
         match &mut self.kind {
@@ -65,7 +96,7 @@ impl Layer {
 }
 
 /// Why a rung was not taken. Anything that is no refusal ends the walk.
-struct Refused(String);
+pub(super) struct Refused(pub(super) String);
 
 /// Walks the rungs until one bears.
 pub(super) fn make(
@@ -122,25 +153,19 @@ fn try_rung(
     if rung == Rung::Snapshot && !is_subvolume(source)? {
         return Ok(Err(Refused("not a subvolume of btrfs".to_owned())));
     }
-    sweep(place);
-    let name = path.file_name().unwrap_or(OsStr::new(""));
-    let (holder, name) = match hold(place, name) {
-        Ok(held) => held,
-        Err(errno) => return Ok(Err(Refused(format!("making a directory there: {errno}")))),
-    };
-    let shown = place.join(OsStr::from_bytes(name.as_bytes()));
     let mut made = Undo::default();
-    let parent = open_host_directory(place).context("opening the place of the layer")?;
-    made.push(format!("removing the layer {}", shown.display()), move || {
-        remove::tree(parent.as_fd(), &name)
-    });
+    let holder = match hold_in(place, path, &mut made)? {
+        Ok(holder) => holder,
+        Err(refused) => return Ok(Err(refused)),
+    };
     let kind = match rung {
-        Rung::Snapshot => snapshot(holder.as_fd(), source),
-        Rung::Overlay => overlay(holder.as_fd(), source, path, place),
+        Rung::Snapshot => snapshot(holder.fd(), source),
+        Rung::Overlay => overlay(holder.fd(), source, path, place),
+        Rung::Reflink | Rung::Copy => bail!("a directory has no rung \"{rung}\""),
     };
     match kind {
         Ok(kind) => {
-            undo.push(format!("removing the layer {}", shown.display()), move || {
+            undo.push(format!("removing the layer {}", holder.path.display()), move || {
                 made.finish();
                 Ok(())
             });
@@ -148,6 +173,58 @@ fn try_rung(
         }
         Err(error) => Ok(Err(Refused(format!("{error:#}")))),
     }
+}
+
+/// Makes a holder for a layer over `path`.
+fn hold_in(place: &Path, path: &Path, undo: &mut Undo) -> Result<Result<Holder, Refused>> {
+    sweep(place);
+    let name = path.file_name().unwrap_or(OsStr::new(""));
+    let (dir, name) = match hold(place, name) {
+        Ok(held) => held,
+        Err(errno) => return Ok(Err(Refused(format!("making a directory there: {errno}")))),
+    };
+    let path = place.join(OsStr::from_bytes(name.as_bytes()));
+    let parent = open_host_directory(place).context("opening the place of the layer")?;
+    undo.push(format!("removing the layer {}", path.display()), move || {
+        remove::tree(parent.as_fd(), &name)
+    });
+    Ok(Ok(Holder { dir, path }))
+}
+
+/// Makes a holder for the upper layers of an image, in the first of `places` where an overlay can have one.
+pub(super) fn hold_for_image(
+    path: &Path,
+    places: &[PathBuf],
+    undo: &mut Undo,
+) -> Result<Result<Holder, Refused>> {
+    let mut told = Vec::new();
+    for place in places {
+        let mut made = Undo::default();
+        let tried = hold_in(place, path, &mut made)?.and_then(|holder| {
+            let tried = try_overlay(holder.fd());
+            tried.map(|()| holder).map_err(|error| Refused(format!("{error:#}")))
+        });
+        match tried {
+            Ok(holder) => {
+                undo.push(format!("removing the layer {}", holder.path.display()), move || {
+                    made.finish();
+                    Ok(())
+                });
+                return Ok(Ok(holder));
+            }
+            Err(Refused(why)) => told.push(format!("in {}: {why}", place.display())),
+        }
+    }
+    Ok(Err(Refused(told.join(", "))))
+}
+
+/// Whether the file system of a holder can be that of an upper layer. The image cannot be asked: nothing of
+/// it is attached anywhere yet.
+fn try_overlay(holder: BorrowedFd<'_>) -> Result<()> {
+    rustix::fs::mkdirat(holder, "lower", Mode::RWXU).context("making a lower layer")?;
+    let lower = subdirectory(holder, c"lower")?;
+    let (upper, work) = upper(holder, "upper", lower.as_fd())?;
+    mounts::overlay(lower.as_fd(), upper.as_fd(), work.as_fd()).map(drop)
 }
 
 fn is_subvolume(source: BorrowedFd<'_>) -> Result<bool> {
@@ -173,23 +250,40 @@ fn overlay(
     path: &Path,
     place: &Path,
 ) -> Result<Kind> {
-    let stat = rustix::fs::fstat(source).context("asking for the tree's mode")?;
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    for (name, mode) in [(TREE, mode), (c"work", Mode::RWXU)] {
-        rustix::fs::mkdirat(holder, name, Mode::RWXU).context("making the upper layer")?;
-        let made = reopen(subdirectory(holder, name)?.as_fd())?;
-        rustix::fs::fchmod(made, mode).context("making the upper layer")?;
-    }
-    let upper = subdirectory(holder, TREE)?;
-    let owner = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
-    rustix::fs::chownat(&upper, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)
-        .context("owning the upper layer")?;
+    let (upper, work) = upper(holder, TREE_NAME, source)?;
     if place == path {
         hide_holders(place, &upper)?;
     }
-    let work = rustix::fs::openat(holder, WORK, PATH_DIR, Mode::empty())?;
     let mounted = mounts::overlay(source, upper.as_fd(), work.as_fd())?;
     Ok(Kind::Overlay { upper, work, first: Some(mounted) })
+}
+
+/// An upper layer of this name in a holder, with the mode and owner of `lower`, and its working directory.
+/// They are made, or there since an earlier run of the container.
+pub(super) fn upper(
+    holder: BorrowedFd<'_>,
+    name: &str,
+    lower: BorrowedFd<'_>,
+) -> Result<(OwnedFd, OwnedFd)> {
+    let making = || format!("making the upper layer {name}");
+    let stat = rustix::fs::fstat(lower).context("asking for the tree's mode")?;
+    let names = [name.to_owned(), format!("{name}.work")];
+    let [upper, work] = names.map(|name| CString::new(name).expect("names hold no NUL"));
+    match rustix::fs::mkdirat(holder, &upper, Mode::RWXU) {
+        Err(Errno::EXIST) => {}
+        made => {
+            made.with_context(making)?;
+            let dir = reopen(subdirectory(holder, &upper)?.as_fd()).with_context(making)?;
+            let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            rustix::fs::fchown(&dir, Some(owner.0), Some(owner.1)).with_context(making)?;
+            rustix::fs::fchmod(&dir, Mode::from_raw_mode(stat.st_mode)).with_context(making)?;
+        }
+    }
+    match rustix::fs::mkdirat(holder, &work, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno).with_context(making),
+    }
+    Ok((subdirectory(holder, &upper)?, subdirectory(holder, &work)?))
 }
 
 /// A layer that lies in its own source would show inside the container, and those of others too. A

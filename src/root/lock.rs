@@ -1,4 +1,4 @@
-//! Who else uses this tree? Lock files that systemd-nspawn honours too (SNP-50…52).
+//! Who else uses this tree or image? Lock files that systemd-nspawn honours too (SNP-50…52).
 //!
 //! Two of them, because a tree can be reached by two paths and a path can lead to two trees: one next to
 //! the tree (`.#NAME.lck`) and one named after device and inode below /run/systemd/nspawn/locks. Shared if
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, fcntl};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Access;
@@ -43,17 +43,44 @@ impl Drop for Lock {
 /// When the tree is in use, with the path in the text.
 pub(super) fn tree(path: &Path, tree: BorrowedFd<'_>, access: Access) -> Result<Vec<Lock>> {
     let stat = rustix::fs::fstat(tree).context("asking for the tree's inode")?;
+    let global = format!("inode-{}:{}", stat.st_dev, stat.st_ino);
+    both("tree", path, beside(path), &global, access)
+}
+
+/// Takes the locks of a disk image: both for a file; for a block device that which is named after its
+/// numbers, since all of its nodes are one device.
+///
+/// # Errors
+/// When the image is in use, with the path in the text.
+pub(super) fn image(path: &Path, image: BorrowedFd<'_>, access: Access) -> Result<Vec<Lock>> {
+    let stat = rustix::fs::fstat(image).context("asking for the image's inode")?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+        let global = format!("inode-{}:{}", stat.st_dev, stat.st_ino);
+        return both("image", path, beside(path), &global, access);
+    }
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    let local = beside(path).filter(|_| !path.starts_with("/dev"));
+    both("image", path, local, &format!("block-{major}:{minor}"), access)
+}
+
+fn both(
+    what: &str,
+    path: &Path,
+    local: Option<PathBuf>,
+    global: &str,
+    access: Access,
+) -> Result<Vec<Lock>> {
     std::fs::create_dir_all(GLOBAL).with_context(|| format!("making {GLOBAL}"))?;
-    let global = Path::new(GLOBAL).join(format!("inode-{}:{}", stat.st_dev, stat.st_ino));
     let mut locks = Vec::new();
-    if let Some(local) = beside(path) {
+    if let Some(local) = local {
         match take(&local, access) {
-            // A tree on a medium that cannot be written to needs no lock next to it to be read (I-13).
+            // What lies on a medium that cannot be written to needs no lock next to it to be read (I-13).
             Err(Errno::ROFS) if access == Access::Read => {}
-            other => locks.push(other.map_err(|errno| refused(errno, path))?),
+            other => locks.push(other.map_err(|errno| refused(what, errno, path))?),
         }
     }
-    locks.push(take(&global, access).map_err(|errno| refused(errno, path))?);
+    let global = Path::new(GLOBAL).join(global);
+    locks.push(take(&global, access).map_err(|errno| refused(what, errno, path))?);
     Ok(locks)
 }
 
@@ -66,14 +93,13 @@ fn beside(path: &Path) -> Option<PathBuf> {
     Some(path.with_file_name(lock))
 }
 
-fn refused(errno: Errno, path: &Path) -> anyhow::Error {
+fn refused(what: &str, errno: Errno, path: &Path) -> anyhow::Error {
     let shown = path.display();
-    let what = format!("locking the tree \"{shown}\"");
     if errno != Errno::AGAIN && errno != Errno::ACCESS {
-        return anyhow::Error::new(errno).context(what);
+        return anyhow::Error::new(errno).context(format!("locking the {what} \"{shown}\""));
     }
     anyhow::Error::new(hinted(
-        format!("the tree \"{shown}\" is in use by another container"),
+        format!("the {what} \"{shown}\" is in use by another container"),
         "use -x to run on a throw-away layer of it, as many at once as you like",
     ))
 }

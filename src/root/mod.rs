@@ -4,11 +4,18 @@
 //! Invariant: the source is checked before anything is made or copied (DEF-14), and locked before anything
 //! is written (SNP-50).
 
+mod attach;
 pub mod discover;
+pub mod filesystem;
 pub mod gpt;
+mod image;
 mod layer;
 mod lock;
+mod loop_device;
 mod remove;
+mod throwaway;
+
+pub use attach::Mounted;
 
 pub(crate) use layer::{hold, sweep as sweep_place};
 pub(crate) use remove::tree as remove_tree;
@@ -16,23 +23,27 @@ pub(crate) use remove::tree as remove_tree;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
+use self::discover::{Programs, Role};
+use self::image::{Image, Part};
+use self::throwaway::{Throwaway, Wanted};
 use crate::errors::{Verbosity, hinted, warn};
 use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
+use crate::settings::value::ImagePolicy;
 use crate::spec::{Knobs, Start};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
 /// What is done to get a root directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootSpec {
     /// The directory itself.
     Directory {
@@ -52,13 +63,33 @@ pub enum RootSpec {
         /// Where the layer is made if not next to the source, in this order.
         elsewhere: Vec<PathBuf>,
     },
+    /// The file systems of a disk image (IMG-01).
+    Image {
+        /// Canonical.
+        path: PathBuf,
+        /// Whether the container may write to it.
+        access: Access,
+        /// Which partitions may be used (I-05).
+        policy: Option<ImagePolicy>,
+        /// How it is kept from being changed, if it is.
+        throw_away: Option<Ladder>,
+    },
+}
+
+/// Ways to something that is thrown away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ladder {
+    /// The ways to try, in this order.
+    pub rungs: Vec<Rung>,
+    /// Where a layer is made if not next to the source, in this order.
+    pub elsewhere: Vec<PathBuf>,
 }
 
 impl RootSpec {
-    /// The directory that the user named.
+    /// The directory or image that the user named.
     pub fn source(&self) -> &Path {
         match self {
-            Self::Directory { path, .. } => path,
+            Self::Directory { path, .. } | Self::Image { path, .. } => path,
             Self::Ephemeral { of, .. } => of,
         }
     }
@@ -66,7 +97,9 @@ impl RootSpec {
     /// Whether the container may write.
     pub fn access(&self) -> Access {
         match self {
-            Self::Directory { access, .. } | Self::Ephemeral { access, .. } => *access,
+            Self::Directory { access, .. }
+            | Self::Ephemeral { access, .. }
+            | Self::Image { access, .. } => *access,
         }
     }
 }
@@ -89,6 +122,10 @@ pub enum Rung {
     Snapshot,
     /// An overlay whose upper layer is a directory of ours.
     Overlay,
+    /// A copy of an image that shares its blocks until they are written (SNP-20).
+    Reflink,
+    /// A copy of an image.
+    Copy,
 }
 
 impl fmt::Display for Rung {
@@ -96,6 +133,8 @@ impl fmt::Display for Rung {
         f.write_str(match self {
             Self::Snapshot => "subvolume snapshot",
             Self::Overlay => "overlay",
+            Self::Reflink => "reflink copy",
+            Self::Copy => "copy",
         })
     }
 }
@@ -103,11 +142,24 @@ impl fmt::Display for Rung {
 /// A root that was acquired. What must be taken back is in the session's `Undo`.
 #[derive(Debug)]
 pub struct Root {
-    source: OwnedFd,
+    source: Source,
+    /// Which rung was taken for a throw-away layer or copy.
+    rung: Option<Rung>,
     machine_id: Option<Id>,
-    layer: Option<layer::Layer>,
     /// Held as long as the session.
     _locks: Vec<lock::Lock>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Directory(OwnedFd),
+    Layer(OwnedFd, layer::Layer),
+    Image {
+        image: Image,
+        holder: Option<Rc<layer::Holder>>,
+        /// What was mounted to look at it, for the first run.
+        first: Option<Vec<Part>>,
+    },
 }
 
 impl Root {
@@ -116,27 +168,46 @@ impl Root {
         self.machine_id.as_ref()
     }
 
-    /// The tree itself, where there is no throw-away layer over it.
-    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
-        match self.layer {
-            None => Some(self.source.as_fd()),
-            Some(_) => None,
+    /// How the tree was come by: as it is, or by the rung that was taken.
+    pub fn way(&self) -> &'static str {
+        match (self.rung, &self.source) {
+            (None, Source::Image { .. }) => "image",
+            (None, _) => "directory",
+            (Some(Rung::Snapshot), _) => "snapshot",
+            (Some(Rung::Overlay), _) => "overlay",
+            (Some(Rung::Reflink), _) => "reflink",
+            (Some(Rung::Copy), _) => "copy",
         }
     }
 
-    /// A new mount of the root, attached nowhere yet, for one run of the container.
-    pub fn mounted(&mut self) -> Result<OwnedFd> {
-        match &mut self.layer {
-            None => mounts::detached_copy(self.source.as_fd()),
-            Some(layer) => layer.mounted(self.source.as_fd()),
+    /// The tree itself, where it is a directory without a throw-away layer over it.
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        match &self.source {
+            Source::Directory(tree) => Some(tree.as_fd()),
+            Source::Layer(..) | Source::Image { .. } => None,
         }
+    }
+
+    /// New mounts of the root, attached nowhere yet, for one run of the container.
+    pub fn mounted(&mut self) -> Result<Mounted> {
+        let tree = match &mut self.source {
+            Source::Directory(tree) => mounts::detached_copy(tree.as_fd())?,
+            Source::Layer(tree, layer) => layer.mounted(tree.as_fd())?,
+            Source::Image { image, holder, first } => {
+                let parts = first.take().map_or_else(|| image.mounted(), Ok)?;
+                return Ok(Mounted { parts, holder: holder.clone(), programs: image.programs() });
+            }
+        };
+        let root = Part { role: Role::Root, mount: tree, can_be_covered: true };
+        Ok(Mounted { parts: vec![root], holder: None, programs: Programs::Native })
     }
 }
 
 /// Finds, checks and locks the root, and makes the layer of an ephemeral one.
 ///
 /// # Errors
-/// When there is no directory, it holds no OS tree (CHK-01, CHK-02), or it is in use (SNP-51).
+/// When there is no directory, it holds no OS tree (CHK-01, CHK-02), it is in use (SNP-51), or an image
+/// has no root (IMG-16).
 pub fn acquire(
     spec: &RootSpec,
     start: &Start,
@@ -145,29 +216,74 @@ pub fn acquire(
     undo: &mut Undo,
 ) -> Result<Root> {
     let path = spec.source();
+    match spec {
+        RootSpec::Directory { access, .. } => {
+            let (source, machine_id) = tree(path, start, knobs)?;
+            let locks = match knobs.locks {
+                true => lock::tree(path, source.as_fd(), *access)?,
+                false => Vec::new(),
+            };
+            Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
+        }
+        RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
+            let (source, machine_id) = tree(path, start, knobs)?;
+            let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
+            let rung = Some(layer.rung());
+            Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
+        }
+        RootSpec::Image { access, policy, throw_away, .. } => {
+            let policy = policy.as_ref();
+            let Throwaway { image, rung, holder, locks } = match throw_away {
+                None => {
+                    let file = image::open(path, *access)?;
+                    let locks = match knobs.locks {
+                        true => lock::image(path, file.as_fd(), *access)?,
+                        false => Vec::new(),
+                    };
+                    let image = Image::attach(file, path, *access, policy)?;
+                    Throwaway { image, rung: None, holder: None, locks }
+                }
+                Some(Ladder { rungs, elsewhere }) => {
+                    let (access, locks) = (*access, knobs.locks);
+                    let wanted =
+                        Wanted { path, access, policy, rungs, elsewhere, locks, verbosity };
+                    throwaway::make(&wanted, undo)?
+                }
+            };
+            // Unlike a directory it is not looked at whether it holds an OS tree (CHK-03).
+            let parts = image.mounted().with_context(|| format!("\"{}\"", path.display()))?;
+            let machine_id = match parts.first() {
+                Some(root) => {
+                    let root =
+                        root.mount.try_clone().context("keeping hold of the image's root")?;
+                    machine_id(path, &InRoot::new(root))
+                }
+                None => None,
+            };
+            let source = Source::Image { image, holder: holder.map(Rc::new), first: Some(parts) };
+            Ok(Root { source, rung, machine_id, _locks: locks })
+        }
+    }
+}
+
+/// A directory that holds an OS tree, and the id that it has.
+fn tree(path: &Path, start: &Start, knobs: &Knobs) -> Result<(OwnedFd, Option<Id>)> {
     let source = open_source(path)?;
     let root = InRoot::new(source.try_clone().context("keeping hold of the tree")?);
     check(path, &root, start, knobs)?;
-    let machine_id = match ids::of_tree(&root) {
+    let machine_id = machine_id(path, &root);
+    Ok((source, machine_id))
+}
+
+/// The id that a tree has; what is no id is told of.
+fn machine_id(path: &Path, root: &InRoot) -> Option<Id> {
+    match ids::of_tree(root) {
         OfTree::Id(id) => Some(id),
         OfTree::None => None,
         OfTree::Garbage => {
             let shown = path.display();
             warn(format_args!("/etc/machine-id of \"{shown}\" holds no machine id"));
             None
-        }
-    };
-    match spec {
-        RootSpec::Directory { access, .. } => {
-            let locks = match knobs.locks {
-                true => lock::tree(path, source.as_fd(), *access)?,
-                false => Vec::new(),
-            };
-            Ok(Root { source, machine_id, layer: None, _locks: locks })
-        }
-        RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
-            let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
-            Ok(Root { source, machine_id, layer: Some(layer), _locks: Vec::new() })
         }
     }
 }

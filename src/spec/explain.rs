@@ -1,10 +1,12 @@
 //! How is a `Spec` shown? As text for people and as JSON for programs, from one list of facts.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value};
 
 use super::{Calls, Knobs, Limits, Network, Spec, Start};
 use crate::mounts::{Mount, custom, labelled, table};
-use crate::root::{Access, RootSpec};
+use crate::root::{Access, Ladder, RootSpec, Rung};
 
 /// The spec and the mount table, one fact or row a line.
 pub fn explain(spec: &Spec) -> String {
@@ -106,16 +108,26 @@ fn root(root: &RootSpec) -> String {
     match root {
         RootSpec::Directory { .. } => format!("the directory {shown}{access}"),
         RootSpec::Ephemeral { rungs, elsewhere, .. } => {
-            let rungs: Vec<_> = rungs.iter().map(ToString::to_string).collect();
-            let places: Vec<_> =
-                elsewhere.iter().map(|place| place.display().to_string()).collect();
-            format!(
-                "a throw-away layer over {shown}{access}: {}; next to it, else in {}",
-                rungs.join(", else "),
-                places.join(", ")
-            )
+            format!("a throw-away layer over {shown}{access}: {}", ladder(rungs, elsewhere))
+        }
+        RootSpec::Image { policy, throw_away, .. } => {
+            let policy = policy.as_ref().map(|policy| format!(", by the policy {policy}"));
+            let policy = policy.unwrap_or_default();
+            match throw_away {
+                None => format!("the image {shown}{access}{policy}"),
+                Some(Ladder { rungs, elsewhere }) => {
+                    let ladder = ladder(rungs, elsewhere);
+                    format!("the image {shown}, not changed{access}{policy}: {ladder}")
+                }
+            }
         }
     }
+}
+
+fn ladder(rungs: &[Rung], elsewhere: &[PathBuf]) -> String {
+    let rungs: Vec<_> = rungs.iter().map(ToString::to_string).collect();
+    let places: Vec<_> = elsewhere.iter().map(|place| place.display().to_string()).collect();
+    format!("{}; next to it, else in {}", rungs.join(", else "), places.join(", "))
 }
 
 fn start(start: &Start) -> String {

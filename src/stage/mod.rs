@@ -20,6 +20,7 @@
 //!
 //! A stage that fails sends `Failed` instead, and only the supervisor tells the user.
 
+mod boot;
 mod children;
 mod exec;
 mod fork;

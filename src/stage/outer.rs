@@ -6,8 +6,7 @@
 //!
 //! What it makes is owned by the host, and so out of the container's reach.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
@@ -23,7 +22,8 @@ use crate::inroot::InRoot;
 use crate::integration;
 use crate::mounts::{self, Opened, Scratch, Stage};
 use crate::notify::Inbox;
-use crate::root::Access;
+use crate::root::{Access, Mounted};
+use crate::security::limits::{self, Personality};
 use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
@@ -32,8 +32,7 @@ use crate::tree;
 pub(super) struct Outer<'a> {
     pub(super) spec: &'a Spec,
     pub(super) ids: &'a Ids,
-    /// The root, attached nowhere yet.
-    pub(super) root: OwnedFd,
+    pub(super) root: Mounted,
     pub(super) scratch: &'a Scratch,
     /// To be named in the container; the supervisor reads it.
     pub(super) inbox: &'a Inbox,
@@ -44,8 +43,9 @@ pub(super) struct Outer<'a> {
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let Outer { spec, ids, root, scratch, credentials, inbox, link, inner_link } = outer;
-    let kept: Vec<_> = [root.as_fd(), link.as_fd(), inner_link.as_fd(), inbox.as_fd()]
+    let kept: Vec<_> = [link.as_fd(), inner_link.as_fd(), inbox.as_fd()]
         .into_iter()
+        .chain(root.fds())
         .chain(scratch.fds())
         .collect();
     keep_only(spec.handover.end(), &kept).context("closing what this stage does not need")?;
@@ -55,7 +55,10 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", slave).context("keeping our mounts from the host")?;
     let mut custom = Opened::open(mounts::custom(&spec.mounts), scratch)?;
-    let tree = attach(root)?;
+    let tree = root.attach()?;
+    if root.is_secondary() && spec.limits.personality.is_none() {
+        limits::set_personality(Personality::Secondary).context("becoming a 32-bit machine")?;
+    }
     tree::skeleton(&tree)?;
     if spec.root.access() == Access::Read {
         mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
@@ -86,17 +89,6 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
 pub(super) fn tell(link: &Link<FromOuter, ToOuter>, error: &anyhow::Error) {
     // Without a supervisor there is nobody to tell.
     let _ = link.send(&FromOuter::Failed(Report::of(error)), None);
-}
-
-/// Attaches the root, with what is mounted below it, so that nothing that is mounted there spreads (PIV-07).
-/// It goes on top of the host's root: that needs no directory of the host, and hides nothing of it from us,
-/// since paths start at our root directory and not at what is mounted on it.
-fn attach(root: &OwnedFd) -> Result<InRoot> {
-    mounts::attach_on_host(root.as_fd(), Path::new("/"))?;
-    fchdir(root).context("entering the container's root")?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change(".", private).context("keeping the container's mounts from the host")?;
-    Ok(InRoot::new(root.try_clone().context("keeping hold of the container's root")?))
 }
 
 /// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends

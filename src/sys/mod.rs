@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod btrfs;
+pub mod loop_device;
 pub mod mount;
 pub mod network;
 #[allow(unsafe_code)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use harness::case::Need;
 use harness::cases;
+use harness::fixture::container::Running;
 use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::Builder;
 use harness::guest::Guest;
@@ -37,7 +38,12 @@ fn killed_with_its_launcher(
     tree: &harness::fixture::tree::Tree,
     script: &str,
 ) -> Result<()> {
-    let mut running = t.container(tree).start(script)?;
+    kill(t.container(tree).start(script)?)?;
+    sweep(t)
+}
+
+/// Kills a launcher once its payload has spoken, and sees everything that runs in the container end.
+fn kill(mut running: Running) -> Result<()> {
     running.next_line()?;
     let mut watched = Vec::new();
     for payload in running.payload()? {
@@ -54,7 +60,7 @@ fn killed_with_its_launcher(
         ensure!(ended == 1, "process {pid} of the container lives on");
     }
     running.end()?;
-    sweep(t)
+    Ok(())
 }
 
 /// A killed launcher may leave files; the next start on the same tree removes them, and the leftovers check of the
@@ -118,11 +124,7 @@ fn a_running_ones_copy_is_not_removed(t: &Guest) -> Result<()> {
 fn cleanup_removes_what_a_killed_run_left_and_starts_nothing(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let before = tree.listing()?;
-    let mut running =
-        t.container(&tree).arg("-x").start("echo > /new; echo up; exec sleep 1000")?;
-    running.next_line()?;
-    running.signal(Signal::KILL)?;
-    running.end()?;
+    kill(t.container(&tree).arg("-x").start("echo > /new; echo up; exec sleep 1000")?)?;
     ensure!(copies(t.scratch())? == 1, "there is no copy to remove");
     let run = t.container(&tree).arg("--cleanup").sh("echo started")?;
     run.prints("")?;

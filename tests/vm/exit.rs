@@ -25,7 +25,7 @@ cases![
     a_request_to_an_init_that_does_not_listen_yet_is_not_lost,
 ];
 
-/// RUN-10.
+/// RUN-10, RUN-08: the payload's end is the launcher's.
 fn the_payloads_exit_code_is_the_launchers(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     for code in [0, 1, 7, 127, 255] {
@@ -64,7 +64,7 @@ fn a_payload_that_crashes_gives_1(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// RUN-07, and R9 of the security rules: the leftovers check sees whether all was undone.
+/// RUN-07, ORD-05, and R9 of the security rules: the leftovers check sees whether all was undone.
 fn sigterm_ends_the_container_with_1(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     for signal in [Signal::TERM, Signal::INT] {
@@ -142,7 +142,7 @@ fn a_throw_away_layer_outlives_a_reboot(t: &Guest) -> Result<()> {
     tree.lacks("again")
 }
 
-/// RUN-14, F-03: 133 asks the service manager to start the unit again.
+/// RUN-14, F-03, P-05 (a guest has no bus): 133 asks the service manager to start the unit again.
 fn a_kept_unit_is_left_to_its_manager(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let container = t.container(&tree).args(["--keep-unit", "--register=no"]);

@@ -13,6 +13,7 @@ cases![
     name_servers_are_copied_where_a_file_may_be: [] within 60,
     name_servers_replace_whatever_is_no_directory: [] within 60,
     name_servers_are_bound_where_there_is_a_place: [] within 60,
+    name_servers_are_bound_where_a_link_to_nothing_leads,
     name_servers_are_removed_or_left: [] within 60,
     name_servers_come_from_resolved_if_it_runs: [] within 60,
     name_servers_follow_the_kind_of_container: [] within 60,
@@ -168,7 +169,6 @@ fn name_servers_are_bound_where_there_is_a_place(t: &Guest) -> Result<()> {
             (&["--resolv-conf=bind-host"], Before::NoEtc, "host", ""),
             (&["--resolv-conf=bind-host"], Before::File, "host", "old"),
             (&["--resolv-conf=bind-host"], Before::Linked, "host", "link ../usr/lib/own"),
-            (&["--resolv-conf=bind-host"], Before::Dangling, "-", "link /run/none/there"),
             (&["--resolv-conf=bind-host"], Before::Directory, "-", "directory"),
         ],
     )?;
@@ -177,6 +177,14 @@ fn name_servers_are_bound_where_there_is_a_place(t: &Guest) -> Result<()> {
         .sh("(echo > /etc/resolv.conf) 2>/dev/null || echo read-only")?
         .prints("read-only")?;
     Ok(())
+}
+
+/// T-01: what a link of systemd-resolved leads to is not there before it runs. Needs a difference: systemd-nspawn 252
+/// makes no directories for it, and gives up.
+fn name_servers_are_bound_where_a_link_to_nothing_leads(t: &Guest) -> Result<()> {
+    let host = host(t).build()?;
+    let mode = &["--resolv-conf=bind-host"];
+    check(t, &host, RESOLV_CONF, &[(mode, Before::Dangling, "host", "link /run/none/there")])
 }
 
 /// T-01.
@@ -289,23 +297,24 @@ fn a_copy_spares_a_file_that_another_tree_shares(t: &Guest) -> Result<()> {
 /// T-02, HST-01: the zone is that of the tree, by a relative link; without it, the host's file.
 fn the_time_zone_is_linked_where_the_tree_has_it(t: &Guest) -> Result<()> {
     const LINK: &str = "link ../usr/share/zoneinfo/Area/City";
-    for target in ["/usr/share/zoneinfo/Area/City", "../usr/share/zoneinfo/Area/City"] {
-        let host = host(t).link(LOCALTIME, target).build()?;
-        for mode in [&[][..], &["--timezone=symlink"]] {
-            check(
-                t,
-                &host,
-                LOCALTIME,
-                &[
-                    (mode, Before::Nothing, "zone of the tree", LINK),
-                    (mode, Before::NoEtc, "zone of the tree", LINK),
-                    (mode, Before::File, "zone of the tree", LINK),
-                    (mode, Before::Linked, "zone of the tree", LINK),
-                    (mode, Before::Directory, "-", "directory"),
-                ],
-            )?;
-        }
-    }
+    let named = host(t).build()?;
+    check(
+        t,
+        &named,
+        LOCALTIME,
+        &[
+            (&[], Before::Nothing, "zone of the tree", LINK),
+            (&[], Before::NoEtc, "zone of the tree", LINK),
+            (&[], Before::File, "zone of the tree", LINK),
+            (&[], Before::Linked, "zone of the tree", LINK),
+            (&[], Before::Directory, "-", "directory"),
+            (&["--timezone=symlink"], Before::Linked, "zone of the tree", LINK),
+        ],
+    )?;
+    drop(named);
+    let relative = host(t).link(LOCALTIME, "../usr/share/zoneinfo/Area/City").build()?;
+    check(t, &relative, LOCALTIME, &[(&[], Before::Nothing, "zone of the tree", LINK)])?;
+    drop(relative);
     let host = host(t).link(LOCALTIME, "/usr/share/zoneinfo/Other/City").build()?;
     fs::create_dir(host.path().join("share/zoneinfo/Other"))?;
     fs::write(host.path().join("share/zoneinfo/Other/City"), "other zone\n")?;
@@ -416,9 +425,9 @@ fn what_the_tree_has_there_leads_nowhere(t: &Guest) -> Result<()> {
             ]
         };
         let modes: &[&str] = if path == RESOLV_CONF {
-            &["auto", "copy-host", "replace-host", "bind-host", "delete"]
+            &["auto", "replace-host", "bind-host"]
         } else {
-            &["auto", "copy", "bind", "symlink", "delete"]
+            &["auto", "copy", "bind"]
         };
         for mode in modes {
             let option = if path == RESOLV_CONF { "resolv-conf" } else { "timezone" };

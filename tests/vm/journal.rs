@@ -143,38 +143,31 @@ fn each(t: &Guest, all: &[Before], check: impl Fn(&Stand) -> Result<()>) -> Resu
 
 /// HST-03 e, i, j.
 fn auto_mounts_what_the_host_has(t: &Guest) -> Result<()> {
-    for options in [&[][..], &["--link-journal=auto"]] {
-        each(t, &[Before::Directory, Before::Filled], |stand| stand.mounted(t, options))?;
-        each(t, &[Before::Nothing, Before::NoJournals], |stand| stand.untouched(t, options))?;
-        each(t, &[Before::LinkToTree], |stand| stand.linked(t, options))?;
-    }
-    Ok(())
+    each(t, &[Before::Directory, Before::Filled], |stand| stand.mounted(t, &[]))?;
+    each(t, &[Before::Nothing, Before::NoJournals], |stand| stand.untouched(t, &[]))?;
+    each(t, &[Before::LinkToTree], |stand| stand.linked(t, &[]))?;
+    each(t, &[Before::Directory], |stand| stand.mounted(t, &["--link-journal=auto"]))
 }
 
 /// HST-03 e to g; `-j` is `try-guest` (CLI-22). A directory of the host that holds something is never removed.
 fn guest_links_the_host_to_the_tree(t: &Guest) -> Result<()> {
-    for option in ["--link-journal=guest", "--link-journal=try-guest", "-j"] {
-        let free = [Before::Nothing, Before::Directory, Before::LinkToTree, Before::OtherLink];
-        each(t, &free, |stand| stand.linked(t, &[option]))?;
+    let guest = "--link-journal=guest";
+    let free = [Before::Nothing, Before::Directory, Before::LinkToTree, Before::OtherLink];
+    each(t, &free, |stand| stand.linked(t, &[guest]))?;
+    for option in [guest, "--link-journal=try-guest", "-j"] {
+        each(t, &[Before::Nothing], |stand| stand.linked(t, &[option]))?;
         each(t, &[Before::Filled], |stand| stand.refused(t, &[option], PLACE))?;
-        each(t, &[Before::File], |stand| stand.refused(t, &[option], PLACE))?;
     }
-    Ok(())
+    each(t, &[Before::File], |stand| stand.refused(t, &[guest], PLACE))
 }
 
 /// HST-03 e, h, j.
 fn host_mounts_the_hosts_directory(t: &Guest) -> Result<()> {
-    for option in ["--link-journal=host", "--link-journal=try-host"] {
-        let free = [
-            Before::Nothing,
-            Before::Directory,
-            Before::Filled,
-            Before::LinkToTree,
-            Before::OtherLink,
-        ];
-        each(t, &free, |stand| stand.mounted(t, &[option]))?;
-        each(t, &[Before::File], |stand| stand.refused(t, &[option], "journal"))?;
-    }
+    let free =
+        [Before::Nothing, Before::Directory, Before::Filled, Before::LinkToTree, Before::OtherLink];
+    each(t, &free, |stand| stand.mounted(t, &["--link-journal=host"]))?;
+    each(t, &[Before::Nothing], |stand| stand.mounted(t, &["--link-journal=try-host"]))?;
+    each(t, &[Before::File], |stand| stand.refused(t, &["--link-journal=host"], "journal"))?;
     // HST-03 j: files that the mount hides are told.
     let stand = Stand::new(t, Before::Nothing, Some(ID))?;
     fs::create_dir_all(stand.in_tree())?;
@@ -276,10 +269,10 @@ fn a_tree_without_a_machine_id_uses_the_runs(t: &Guest) -> Result<()> {
         let stand = |before| Stand::new(t, before, id);
         stand(Before::Directory)?.untouched(t, &[])?;
         stand(Before::Directory)?.mounted(t, &[&uuid])?;
-        stand(Before::Nothing)?.linked(t, &[&uuid, "--link-journal=guest"])?;
-        stand(Before::Nothing)?.mounted(t, &[&uuid, "--link-journal=host"])?;
     }
-    Ok(())
+    let stand = || Stand::new(t, Before::Nothing, None);
+    stand()?.linked(t, &[&uuid, "--link-journal=guest"])?;
+    stand()?.mounted(t, &[&uuid, "--link-journal=host"])
 }
 
 /// HST-03 a. systemd-nspawn 252 refuses such a tree in any mode.

@@ -19,6 +19,9 @@ mod errors;
 mod exit;
 mod explain;
 mod hostile;
+mod image;
+mod image_boot;
+mod image_ephemeral;
 mod integration;
 mod journal;
 mod leaks;
@@ -32,6 +35,7 @@ mod process;
 mod runhost;
 mod security;
 mod settings;
+mod status;
 mod tmpfs;
 mod user;
 
@@ -42,12 +46,16 @@ const SUITE: Suite = Suite {
         exit::CASES,
         notify::CASES,
         process::CASES,
+        status::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
         overlay::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        image::CASES,
+        image_boot::CASES,
+        image_ephemeral::CASES,
         leaks::CASES,
         limits::CASES,
         locks::CASES,

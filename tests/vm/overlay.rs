@@ -167,7 +167,7 @@ fn layers_inside_are_found_inside(t: &Guest) -> Result<()> {
     outside.listing()?.same_as(&before)
 }
 
-/// M-04.
+/// M-04; CLI-23: but not where the tree is only read.
 fn an_upper_layer_inside_takes_the_writes_there(t: &Guest) -> Result<()> {
     let tree = tree(t).dir("var/up").build()?;
     container(t, &tree)
@@ -176,7 +176,14 @@ fn an_upper_layer_inside_takes_the_writes_there(t: &Guest) -> Result<()> {
         .succeeds()?;
     ensure!(tree.read("var/up/new")? == "new\n", "the upper layer does not have it");
     ensure!(hidden(&tree.path().join("var"))?.is_empty(), "the working directory is left");
-    Ok(())
+    let before = tree.listing()?;
+    container(t, &tree)
+        .arg("--read-only")
+        .arg("--overlay=+/etc:+/var/up:/mnt")
+        .sh("true")?
+        .fails_with("opening the upper layer")?
+        .fails_with("Read-only file system")?;
+    tree.listing()?.same_as(&before)
 }
 
 /// M-04: `\:`. Layers go to the kernel as descriptors, so none of their characters means anything there;

@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, docs, doctor, images, kernels, setup, single, try_it, vm_run,
-    vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, setup, single, try_it,
+    vm_run, vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -49,8 +49,18 @@ enum Verb {
         /// Directory to write to, such as /usr/local/share, instead of target/docs
         dir: Option<PathBuf>,
     },
+    /// Build rspawn and install it with its manual page and completions
+    Install {
+        /// Where bin and share are
+        #[arg(long, default_value = "/usr/local", value_name = "DIR")]
+        prefix: PathBuf,
+    },
     /// Do everything that CI does
-    Ci,
+    Ci {
+        /// How much of the matrix is run
+        #[arg(long, value_enum, default_value_t)]
+        lane: ci::Lane,
+    },
     /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
     Try {
         /// Command to run instead of a shell
@@ -78,6 +88,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Setup => setup::run(setup::Scope::Suite)?,
         Verb::Doctor => doctor::run(&workspace)?,
         Verb::Docs { dir } => docs::run(&workspace, dir.as_deref())?,
+        Verb::Install { prefix } => install::run(&workspace, prefix)?,
         Verb::Images(action) => images::run(&workspace, mirror, action)?,
         Verb::Kernels(action) => kernels::run(&workspace, mirror, action)?,
         Verb::VmTest(options) => {
@@ -88,7 +99,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::VmRun(options) => return vm_run::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),
         Verb::CoverageOfSpec(options) => return coverage_of_spec::run(&workspace, options),
-        Verb::Ci => return ci::run(&workspace, mirror),
+        Verb::Ci { lane } => return ci::run(&workspace, mirror, *lane),
         Verb::Try { command } => return try_it::run(&workspace, command),
     }
     Ok(ExitCode::SUCCESS)

@@ -13,7 +13,7 @@ use super::init::{self, ENVIRONMENT, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
 use super::runner::{self, Place};
 use super::suite::Suite;
-use super::{LAUNCHER, Subject, command, sys};
+use super::{LAUNCHER, Subject, command, sys, unit};
 use crate::build_id;
 use crate::report::Verdict;
 use crate::report::event::{Event, Order, WIRE_VERSION, Work};
@@ -52,6 +52,9 @@ pub fn run(suite: &Suite) -> Result<()> {
         timeout_factor,
     };
     make_scratch(&fs)?;
+    if place.subject == Subject::Nspawn {
+        unit::make_inaccessible_nodes()?;
+    }
     port.send(Event::Hello {
         version: WIRE_VERSION,
         build_id: build_id::of(Path::new("/proc/self/exe"))?,

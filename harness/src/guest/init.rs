@@ -38,6 +38,8 @@ const LATE: &[(&str, &str, &str)] = &[
     ("devpts", "/dev/pts", "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "mode=1777"),
     ("tmpfs", "/tmp", "mode=1777"),
+    // The root is an overlay, on which no other overlay can write; hosts are not like that.
+    ("tmpfs", "/var/tmp", "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", ""),
 ];
 

@@ -205,7 +205,8 @@ fn covered_nowhere(
         let kernels: Vec<_> =
             versions.iter().filter(|(name, _)| lane.kernels.contains(name)).cloned().collect();
         let subjects = &[Subject::Rspawn, Subject::Nspawn];
-        let axes = Axes { kernels: &kernels, lane_fs: &lane.fs, fs: &[], subjects };
+        let every_fs = lane.every_fs;
+        let axes = Axes { kernels: &kernels, lane_fs: &lane.fs, every_fs, fs: &[], subjects };
         for job in matrix::plan(cases, &axes).jobs {
             for case in job.cases {
                 nowhere.remove(&case.name);

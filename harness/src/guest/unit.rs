@@ -1,12 +1,16 @@
-//! A cgroup that stands for the service unit which `systemd-nspawn --keep-unit` expects to run in.
+//! What the reference expects of its host that a service manager makes.
+//!
+//! First, a cgroup that stands for the service unit which `systemd-nspawn --keep-unit` expects to run in.
 //!
 //! It makes sub-cgroups of its own there and leaves them to the service manager, which removes them when the unit ends
-//! (systemd.kill(5)). Here the end of the case is the end of the unit.
+//! (systemd.kill(5)). Here the end of the case is the end of the unit. Second, nodes without any permission, which
+//! `systemd-nspawn --inaccessible=` mounts over what must not be seen.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::{CWD, FileType, Mode};
 
 use super::observe::entries;
 
@@ -43,6 +47,29 @@ impl Unit {
     pub(super) fn end(self) -> Result<()> {
         remove(&self.0)
     }
+}
+
+/// The nodes below `/run/systemd/inaccessible`, one of each type.
+///
+/// # Errors
+/// When one cannot be made.
+pub(super) fn make_inaccessible_nodes() -> Result<()> {
+    const TOP: &str = "/run/systemd/inaccessible";
+    fs::create_dir_all(TOP).with_context(|| format!("making {TOP}"))?;
+    let nodes = [
+        ("reg", FileType::RegularFile),
+        ("fifo", FileType::Fifo),
+        ("sock", FileType::Socket),
+        ("chr", FileType::CharacterDevice),
+        ("blk", FileType::BlockDevice),
+    ];
+    for (name, kind) in nodes {
+        let path = Path::new(TOP).join(name);
+        rustix::fs::mknodat(CWD, &path, kind, Mode::empty(), 0)
+            .with_context(|| format!("making {}", path.display()))?;
+    }
+    let dir = Path::new(TOP).join("dir");
+    rustix::fs::mkdir(&dir, Mode::empty()).with_context(|| format!("making {}", dir.display()))
 }
 
 /// Moves this process into the cgroup at `path`.

@@ -10,6 +10,7 @@ pub mod difference;
 pub mod event;
 pub mod human;
 pub mod junit;
+pub mod skips;
 pub mod summary;
 
 /// How a case ended, all things seen: in the first five ways a guest can say itself, in the others only the host.

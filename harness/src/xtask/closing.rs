@@ -29,6 +29,8 @@ pub(super) struct Ended<'a> {
     pub(super) ends: &'a [JobEnd],
     /// What is expected of the reference.
     pub(super) differences: &'a Differences,
+    /// What is wrong with the lists of expected skips and differences.
+    pub(super) wrong_lists: Vec<String>,
     /// The run's directory.
     pub(super) dir: &'a Path,
     /// How long it took.
@@ -78,6 +80,9 @@ impl Ended<'_> {
         for case in &self.plan.unassigned {
             self.line(&format!("---- {case}: no cell of the lane has what it needs\n"));
         }
+        for complaint in &self.wrong_lists {
+            self.line(&format!("---- {complaint}\n"));
+        }
         let rows = compare(&results, self.differences);
         self.tell_differences(&rows);
         self.tell_rates(&results);
@@ -123,9 +128,10 @@ impl Ended<'_> {
         let stale = rows.iter().filter(|row| row.finding == Finding::Stale).count();
         let mut summary = Summary { skipped: self.plan.skips.len(), ..Summary::default() };
         verdicts.iter().for_each(|verdict| summary.count(verdict));
-        summary.failed += self.plan.unassigned.len() + stale;
+        summary.failed += self.plan.unassigned.len() + stale + self.wrong_lists.len();
         let mut code = exit_code(self.planned(), &verdicts, broken);
-        let outdated = !self.plan.unassigned.is_empty() || stale > 0;
+        let outdated =
+            !self.plan.unassigned.is_empty() || stale > 0 || !self.wrong_lists.is_empty();
         if code == exit::PASSED && outdated || self.planned() == 0 {
             code = exit::UNASSIGNED;
         }
@@ -228,6 +234,7 @@ mod tests {
             dir: Path::new(""),
             took: Duration::ZERO,
             rounds: 1,
+            wrong_lists: Vec::new(),
             human: &Human::new(Differences::default(), Format::Human),
         };
         let results: Vec<&Located> = ended.ends[0].reports.iter().collect();

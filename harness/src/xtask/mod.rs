@@ -7,6 +7,7 @@ pub mod coverage_of_spec;
 pub mod docs;
 pub mod doctor;
 pub mod images;
+pub mod install;
 pub mod kernels;
 pub mod select;
 pub mod self_test;

@@ -17,6 +17,7 @@ use crate::kernels::{self, Kernel, Row};
 use crate::matrix::{self, Axes, Job, Lane, Lanes, Plan};
 use crate::report::difference::{self, Differences};
 use crate::report::human::{Format, Human};
+use crate::report::skips::{Deny, Expected};
 use crate::report::summary::exit;
 use crate::rundir::RunDir;
 use crate::runner::{GUEST_MEMORY_MIB, Runner};
@@ -82,16 +83,22 @@ pub struct Options {
     /// Multiply all limits
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     pub timeout_factor: f64,
+    /// Boot a guest for each case
+    #[arg(long)]
+    pub fresh_vm: bool,
     /// Run everything so many times, and tell how often each case failed
     #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub stress: u32,
+    /// Skips that fail the run [default: unexpected where $CI is set, none elsewhere]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub deny_skips: Option<Deny>,
     /// Write the results to this file in JUnit's form
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
     /// What stdout holds: text, or a JSON object per result and one at the end, with the text on stderr
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// List the selected cases with their needs, and run nothing
+    /// List the selected cases with their needs, where they run and why not elsewhere, and run nothing
     #[arg(long)]
     pub list: bool,
     /// Print the plan and run nothing
@@ -132,27 +139,35 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let differences = Differences::of(workspace.root())?;
     let names: Vec<String> = suite.cases.iter().map(|case| case.name.clone()).collect();
     let strangers = differences.strangers(&names);
-    ensure!(strangers.is_empty(), "{} names no case with {strangers:?}", difference::LIST);
     let cases = options.selection.choose(workspace, &suite.cases, &differences)?;
     if cases.is_empty() {
         say("vm-test: nothing is selected\nhint: cargo xtask vm-test --list");
         return Ok(exit::NOTHING_SELECTED.into());
     }
-    if options.list {
-        for case in &cases {
-            println!("{}{}", case.name, needs(case));
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
     let versions: Vec<(String, (u32, u32))> =
         rows.iter().map(|row| (row.name.clone(), row.version)).collect();
     let subjects = options.subject.subjects();
-    let axes = Axes { kernels: &versions, lane_fs: &lane.fs, fs: &options.fs, subjects };
+    let axes = Axes {
+        kernels: &versions,
+        lane_fs: &lane.fs,
+        every_fs: lane.every_fs,
+        fs: &options.fs,
+        subjects,
+    };
     let mut plan = matrix::plan(&cases, &axes);
     differences.limit(&mut plan);
+    if options.list {
+        cases.iter().for_each(|case| println!("{}", listed(case, &plan)));
+        return Ok(ExitCode::SUCCESS);
+    }
     if options.plan.is_some() {
         println!("{}", serde_json::to_string_pretty(&plan).context("encoding the plan")?);
         return Ok(ExitCode::SUCCESS);
+    }
+    let mut wrong_lists = Expected::of(workspace.root())?.complaints(&plan, deny(options));
+    if options.subject != Subjects::Rspawn {
+        let stale = |name| format!("{}: no case is named \"{name}\"", difference::LIST);
+        wrong_lists.extend(strangers.into_iter().map(stale));
     }
     let choice = accel::choose(workspace, options.accel)?;
     let ready = Ready::make(workspace, mirror, &rows)?;
@@ -180,7 +195,11 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         SILENCE_LIMIT,
         &human,
     );
-    let once = matrix::split(plan.jobs.clone(), guests);
+    let once = if options.fresh_vm {
+        matrix::apart(plan.jobs.clone())
+    } else {
+        matrix::split(plan.jobs.clone(), guests)
+    };
     let jobs: Vec<Job> = (0..options.stress).flat_map(|_| once.clone()).collect();
     let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
     human.finish();
@@ -188,12 +207,19 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         plan: &plan,
         ends: &ends,
         differences: &differences,
+        wrong_lists,
         dir: run_dir.path(),
         took: begun.elapsed(),
         rounds: options.stress as usize,
         human: &human,
     };
     Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
+}
+
+/// In CI nobody reads skips, so there they fail.
+fn deny(options: &Options) -> Deny {
+    let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    options.deny_skips.unwrap_or(if in_ci { Deny::Unexpected } else { Deny::None })
 }
 
 /// What is made before the first guest: kernels and the root image.
@@ -288,8 +314,21 @@ fn chosen_rows(workspace: &Workspace, options: &Options) -> Result<Vec<Row>> {
     super::kernels::chosen(&rows, names)
 }
 
-fn needs(case: &Listing) -> String {
-    if case.needs.is_empty() { String::new() } else { format!("  needs {:?}", case.needs) }
+/// A case with its needs, where it runs, and where it does not.
+fn listed(case: &Listing, plan: &Plan) -> String {
+    let mut line = case.name.clone();
+    if !case.needs.is_empty() {
+        line.push_str(&format!("  needs {:?}", case.needs));
+    }
+    let runs = plan.jobs.iter().filter(|job| job.cases.iter().any(|other| other.name == case.name));
+    let cells: Vec<String> = runs.map(|job| job.cell.to_string()).collect();
+    if !cells.is_empty() {
+        line.push_str(&format!("  runs on {}", cells.join(", ")));
+    }
+    for skip in plan.skips.iter().filter(|skip| skip.case == case.name) {
+        line.push_str(&format!("  skipped on {}: {}", skip.kernel, skip.why));
+    }
+    line
 }
 
 fn dry_run(
@@ -329,17 +368,32 @@ pub fn check(options: &Options) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::case::ListedNeed;
 
     #[test]
     fn the_lanes_of_this_checkout_name_kernels_that_exist() {
         let workspace = Workspace::find();
         let rows = kernels::rows(&workspace).unwrap();
-        for name in ["quick", "full"] {
+        for name in ["quick", "full", "nightly"] {
             let lane = lane(&workspace, name).unwrap();
             assert_eq!(
                 super::super::kernels::chosen(&rows, &lane.kernels).unwrap().len(),
                 lane.kernels.len()
             );
         }
+    }
+
+    #[test]
+    fn a_listed_case_tells_where_it_runs_and_why_not_elsewhere() {
+        let needs = vec![ListedNeed::Kernel(6, 1)];
+        let case = Listing { name: "vm::a".to_owned(), needs, timeout_s: 1 };
+        let kernels = [("new".to_owned(), (6, 1)), ("old".to_owned(), (5, 10))];
+        let (lane_fs, subjects) = (&["ext4".to_owned()], &[Subject::Rspawn]);
+        let axes = Axes { kernels: &kernels, lane_fs, every_fs: false, fs: &[], subjects };
+        let plan = matrix::plan(std::slice::from_ref(&case), &axes);
+        assert_eq!(
+            listed(&case, &plan),
+            "vm::a  needs [Kernel(6, 1)]  runs on new ext4  skipped on old: needs kernel >= 6.1"
+        );
     }
 }

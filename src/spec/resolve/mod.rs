@@ -100,8 +100,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let no = |said: bool, option: &'static str| said.then_some(option);
     let missing = [
         no(s.template.is_said(), "--template="),
-        no(s.image.is_said(), "--image="),
-        no(s.image_policy.is_said(), "--image-policy="),
         no(s.mstack.is_said(), "--mstack="),
         no(s.oci_bundle.is_said(), "--oci-bundle="),
         no(s.ephemeral_reboot.is_said(), "--ephemeral-reboot="),
@@ -112,7 +110,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.root_hash_sig.is_said(), "--root-hash-sig="),
         no(s.verity_data.is_said(), "--verity-data="),
         no(s.pivot_root.is_said(), "--pivot-root="),
-        no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::errors::hinted;
 use crate::host::Host;
-use crate::root::{Access, RootSpec, Rung};
+use crate::root::{Access, Ladder, RootSpec, Rung};
 use crate::settings::Settings;
 use crate::settings::value::{Ephemeral, MachineName};
 
@@ -14,28 +14,64 @@ use crate::settings::value::{Ephemeral, MachineName};
 const MACHINES: [&str; 4] =
     ["/var/lib/machines", "/usr/local/lib/machines", "/usr/lib/machines", "/var/lib/container"];
 
-/// The directory that was named: by `-D`, by `-M`, or by standing in it (NAM-01, NAM-02).
-pub(super) fn source(settings: &Settings, host: &Host) -> Result<PathBuf> {
-    let (path, option) = match (settings.directory.value(), settings.machine.value()) {
-        (Some(path), _) => (path.clone(), "--directory="),
-        (None, Some(machine)) => {
-            let found = MACHINES.map(|dir| Path::new(dir).join(machine.as_str()));
-            match found.iter().find(|path| (host.canonical)(path).is_ok()) {
-                Some(path) => (path.clone(), "--machine="),
-                None => bail!(hinted(
-                    format!("--machine=: there is no machine \"{machine}\""),
-                    format!(
-                        "machines are searched in {}; -D names a directory",
-                        MACHINES.join(", ")
-                    ),
-                )),
-            }
+/// What names of images in those directories end in; the machine is called without it.
+const IMAGE_SUFFIX: &str = ".raw";
+
+/// What was named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A directory.
+    Directory(PathBuf),
+    /// A disk image.
+    Image(PathBuf),
+}
+
+impl Source {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Image(path) => path,
         }
-        (None, None) => (PathBuf::from("."), "the working directory"),
+    }
+}
+
+/// The directory or image that was named: by `-D`, by `-i`, by `-M`, or by standing in it (NAM-01, NAM-02).
+pub(super) fn source(settings: &Settings, host: &Host) -> Result<Source> {
+    if let Some(path) = settings.image.value() {
+        return Ok(Source::Image(existing(path, "--image=", "disk image", host)?));
+    }
+    if let Some(path) = settings.directory.value() {
+        return Ok(Source::Directory(existing(path, "--directory=", "directory", host)?));
+    }
+    let Some(machine) = settings.machine.value() else {
+        let path = existing(Path::new("."), "the working directory", "directory", host)?;
+        return Ok(Source::Directory(path));
     };
+    let candidates = MACHINES.into_iter().flat_map(|dir| {
+        let path = Path::new(dir).join(machine.as_str());
+        let image = Path::new(dir).join(format!("{machine}{IMAGE_SUFFIX}"));
+        [Source::Directory(path), Source::Image(image)]
+    });
+    for candidate in candidates {
+        if let Ok(path) = (host.canonical)(candidate.path()) {
+            return Ok(match candidate {
+                Source::Directory(_) => Source::Directory(path),
+                Source::Image(_) => Source::Image(path),
+            });
+        }
+    }
+    bail!(hinted(
+        format!("--machine=: there is no machine \"{machine}\""),
+        format!(
+            "machines are searched in {}; -D names a directory, -i an image",
+            MACHINES.join(", ")
+        ),
+    ))
+}
+
+fn existing(path: &Path, option: &str, what: &str, host: &Host) -> Result<PathBuf> {
     let absolute = match (&host.cwd, path.is_absolute()) {
-        (_, true) => path.clone(),
-        (Some(cwd), false) => cwd.join(&path),
+        (_, true) => path.to_owned(),
+        (Some(cwd), false) => cwd.join(path),
         (None, false) => bail!(hinted(
             "the working directory cannot be read",
             "name the root of the container with -D",
@@ -43,7 +79,7 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<PathBuf> {
     };
     (host.canonical)(&absolute).with_context(|| {
         hinted(
-            format!("{option}: looking for the directory \"{}\"", path.display()),
+            format!("{option}: looking for the {what} \"{}\"", path.display()),
             "is it spelled right? relative paths start at the working directory",
         )
     })
@@ -53,14 +89,19 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<PathBuf> {
 /// (NAM-05, G-04).
 pub fn machine_of(settings: &Settings, host: &Host) -> Option<(MachineName, PathBuf)> {
     let source = source(settings, host).ok()?;
-    Some((machine(settings, &source).ok()?, source))
+    Some((machine(settings, &source).ok()?, source.path().to_owned()))
 }
 
-pub(super) fn machine(settings: &Settings, source: &Path) -> Result<MachineName> {
+/// The name that was given, or one that is made of the last component of the path (NAM-03).
+pub(super) fn machine(settings: &Settings, source: &Source) -> Result<MachineName> {
     if let Some(name) = settings.machine.value() {
         return Ok(name.clone());
     }
-    let component = source.file_name().and_then(|name| name.to_str());
+    let component = source.path().file_name().and_then(|name| name.to_str());
+    let component = match source {
+        Source::Directory(_) => component,
+        Source::Image(_) => component.map(|name| name.strip_suffix(IMAGE_SUFFIX).unwrap_or(name)),
+    };
     // The root directory has no name; systemd-nspawn takes the host's then.
     let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = match component {
@@ -70,7 +111,7 @@ pub(super) fn machine(settings: &Settings, source: &Path) -> Result<MachineName>
     match name {
         Some(name) => Ok(name),
         None => bail!(hinted(
-            format!("no machine name can be made of \"{}\"", source.display()),
+            format!("no machine name can be made of \"{}\"", source.path().display()),
             "give one with -M",
         )),
     }
@@ -79,36 +120,61 @@ pub(super) fn machine(settings: &Settings, source: &Path) -> Result<MachineName>
 pub(super) fn root(
     settings: &Settings,
     host: &Host,
-    source: PathBuf,
+    source: Source,
     access: Access,
 ) -> Result<RootSpec> {
-    let mode = match settings.ephemeral.value().copied().flatten() {
-        None => {
+    let elsewhere = || match settings.ephemeral_dir.value() {
+        Some(dir) => vec![dir.clone()],
+        None => layer_places(host),
+    };
+    let mode = settings.ephemeral.value().copied().flatten();
+    match (source, mode) {
+        (Source::Directory(path), None) => {
             ensure!(
-                source != Path::new("/"),
+                path != Path::new("/"),
                 hinted(
                     "the running system cannot be its own container's root",
                     "add -x to run on a throw-away layer of it",
                 )
             );
-            return Ok(RootSpec::Directory { path: source, access });
+            Ok(RootSpec::Directory { path, access })
         }
-        Some(mode) => mode,
-    };
-    let rungs = match mode {
-        Ephemeral::Auto => vec![Rung::Snapshot, Rung::Overlay],
-        Ephemeral::Snapshot => vec![Rung::Snapshot],
+        (Source::Directory(of), Some(mode)) => {
+            let rungs = match mode {
+                Ephemeral::Auto => vec![Rung::Snapshot, Rung::Overlay],
+                Ephemeral::Snapshot => vec![Rung::Snapshot],
+                Ephemeral::Overlay => vec![Rung::Overlay],
+                Ephemeral::Reflink | Ephemeral::Copy | Ephemeral::Tmpfs => bail!(hinted(
+                    format!("--ephemeral={mode} is not implemented in this version"),
+                    "--ephemeral=auto takes a subvolume snapshot or an overlay",
+                )),
+            };
+            Ok(RootSpec::Ephemeral { of, access, rungs, elsewhere: elsewhere() })
+        }
+        (Source::Image(path), mode) => {
+            // Those below /usr belong to the system, which is not changed by running a part of it (I-01).
+            let access = if path.starts_with("/usr") { Access::Read } else { access };
+            let rungs = mode.map(rungs_of_image).transpose()?;
+            let throw_away = rungs.map(|rungs| Ladder { rungs, elsewhere: elsewhere() });
+            let policy = settings.image_policy.value().cloned();
+            Ok(RootSpec::Image { path, access, policy, throw_away })
+        }
+    }
+}
+
+/// A copy that shares its blocks is whole: all of its file systems can be written to. An overlay copies
+/// nothing, but FAT cannot be below one.
+fn rungs_of_image(mode: Ephemeral) -> Result<Vec<Rung>> {
+    Ok(match mode {
+        Ephemeral::Auto => vec![Rung::Reflink, Rung::Overlay, Rung::Copy],
+        Ephemeral::Reflink => vec![Rung::Reflink],
         Ephemeral::Overlay => vec![Rung::Overlay],
-        Ephemeral::Reflink | Ephemeral::Copy | Ephemeral::Tmpfs => bail!(hinted(
-            format!("--ephemeral={mode} is not implemented in this version"),
-            "--ephemeral=auto takes a subvolume snapshot or an overlay",
+        Ephemeral::Copy => vec![Rung::Copy],
+        Ephemeral::Snapshot | Ephemeral::Tmpfs => bail!(hinted(
+            format!("--ephemeral={mode} is for directories, not for images"),
+            "--ephemeral=auto takes a reflink copy, an overlay or a copy of an image",
         )),
-    };
-    let elsewhere = match settings.ephemeral_dir.value() {
-        Some(dir) => vec![dir.clone()],
-        None => layer_places(host),
-    };
-    Ok(RootSpec::Ephemeral { of: source, access, rungs, elsewhere })
+    })
 }
 
 /// Where a layer is made that cannot be next to its source: on disk, where it cannot fill the memory.

@@ -1,0 +1,154 @@
+//! How do the mounts of a root become one tree? Called in outer, whose mount namespace is its own; only there
+//! can mounts be put on each other, and only there an overlay takes them as layers.
+//!
+//! Everything goes on top of the host's root: that needs no directory of the host, and hides nothing of it from
+//! us, since paths start at our root directory and not at what is mounted on it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use rustix::fs::{Dir, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::fchdir;
+
+use super::discover::{Programs, Role};
+use super::image::Part;
+use super::layer::{self, Holder};
+use crate::errors::hinted;
+use crate::inroot::{InRoot, Links};
+use crate::mounts;
+
+/// The mounts of a root for one run, attached nowhere yet.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The first is the root.
+    pub(super) parts: Vec<Part>,
+    /// Where the upper layers are, if the parts are not to be changed.
+    pub(super) holder: Option<Rc<Holder>>,
+    pub(super) programs: Programs,
+}
+
+impl Mounted {
+    /// The descriptors that [`Mounted::attach`] needs.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let holder = self.holder.as_ref().map(|holder| holder.fd());
+        self.parts.iter().map(|part| part.mount.as_fd()).chain(holder)
+    }
+
+    /// Whether its programs are those of this machine's 32-bit sibling (IMG-15).
+    pub(crate) fn is_secondary(&self) -> bool {
+        self.programs == Programs::Secondary
+    }
+
+    /// Attaches all of it, so that nothing that is mounted there spreads (PIV-07).
+    ///
+    /// # Errors
+    /// When the tree has no place for a partition of the image.
+    pub(crate) fn attach(&self) -> Result<InRoot> {
+        let (root, others) = self.parts.split_first().context("the root has no mount")?;
+        let holder = self.holder.as_ref().map(|holder| holder.here()).transpose()?;
+        let mut tree = on_top(root.mount.as_fd())?;
+        if let Some(holder) = &holder {
+            tree = on_top(cover(holder, root)?.as_fd())?;
+        }
+        let has_boot = others.iter().any(|part| part.role == Role::Xbootldr);
+        for part in others {
+            let put = put(part, has_boot, holder.as_ref(), &tree);
+            put.with_context(|| format!("attaching the {} partition", part.role))?;
+        }
+        Ok(tree)
+    }
+}
+
+/// Puts a mount, with what is mounted below it, on top of all others, and makes it private.
+pub(super) fn on_top(mount: BorrowedFd<'_>) -> Result<InRoot> {
+    mounts::attach_on_host(mount, Path::new("/"))?;
+    fchdir(mount).context("entering the container's root")?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(".", private).context("keeping the container's mounts from the host")?;
+    let kept = mount.try_clone_to_owned().context("keeping hold of the container's root")?;
+    Ok(InRoot::new(kept))
+}
+
+/// An overlay on a part that is attached.
+fn cover(holder: &OwnedFd, part: &Part) -> Result<OwnedFd> {
+    let (upper, work) = layer::upper(holder.as_fd(), part.role.name(), part.mount.as_fd())?;
+    mounts::overlay(part.mount.as_fd(), upper.as_fd(), work.as_fd())
+        .with_context(|| format!("making an overlay on the {} partition", part.role))
+}
+
+/// Attaches a part where it belongs, if it belongs anywhere.
+fn put(part: &Part, has_boot: bool, holder: Option<&OwnedFd>, tree: &InRoot) -> Result<()> {
+    let place = match part.role {
+        Role::Root => return Ok(()),
+        Role::Usr => Some(made(tree, "/usr")?),
+        Role::Home => Some(made(tree, "/home")?),
+        Role::Srv => Some(made(tree, "/srv")?),
+        Role::Var => Some(made(tree, "/var")?),
+        Role::Tmp => Some(made(tree, "/var/tmp")?),
+        Role::Xbootldr => empty(tree, "/boot")?,
+        Role::Esp => match empty(tree, "/efi")? {
+            None if !has_boot => empty(tree, "/boot")?,
+            found => found,
+        },
+    };
+    let Some(place) = place else { return Ok(()) };
+    mounts::attach(&part.mount, &place)?;
+    if let Some(holder) = holder.filter(|_| part.can_be_covered) {
+        let cover = cover(holder, part)?;
+        // The part is on top of the place now.
+        mounts::attach(&cover, &part.mount)?;
+    }
+    Ok(())
+}
+
+/// The directory at `path`, made if it is missing and the tree can be written to.
+fn made(tree: &InRoot, path: &str) -> Result<OwnedFd> {
+    tree.make_dir(Path::new(path), Links::Inside).with_context(|| {
+        hinted(
+            format!("looking for {path}"),
+            format!("the root file system must have a directory {path} for it"),
+        )
+    })
+}
+
+/// The directory at `path`, if there is one with nothing in it (IMG-20).
+fn empty(tree: &InRoot, path: &str) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
+    let dir = match tree.open(Path::new(path), Links::Inside, flags) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        Err(errno) => return Err(errno).with_context(|| format!("looking for {path}")),
+    };
+    for entry in Dir::read_from(&dir).with_context(|| format!("looking into {path}"))? {
+        let entry = entry.with_context(|| format!("looking into {path}"))?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            return Ok(None);
+        }
+    }
+    Ok(Some(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// IMG-20.
+    #[test]
+    fn only_an_empty_directory_takes_the_boot_partition() {
+        let tree = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(tree.path().join("full/x")).unwrap();
+        std::fs::create_dir(tree.path().join("empty")).unwrap();
+        std::fs::write(tree.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink("loop", tree.path().join("loop")).unwrap();
+        let root = InRoot::new(std::fs::File::open(tree.path()).unwrap().into());
+        let taken = |path| empty(&root, path).unwrap().is_some();
+        assert!(taken("/empty"));
+        for path in ["/full", "/file", "/loop", "/missing"] {
+            assert!(!taken(path), "{path}");
+        }
+    }
+}
