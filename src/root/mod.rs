@@ -12,8 +12,10 @@ mod image;
 mod layer;
 mod lock;
 mod loop_device;
+mod pivot;
 mod remove;
 mod throwaway;
+mod volatile;
 
 pub use attach::Mounted;
 
@@ -33,12 +35,12 @@ use serde::Serialize;
 use self::discover::{Programs, Role};
 use self::image::{Image, Part};
 use self::throwaway::{Throwaway, Wanted};
-use crate::errors::{Verbosity, hinted};
+use crate::errors::hinted;
 use crate::ids::{self, Id};
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
-use crate::settings::value::ImagePolicy;
-use crate::spec::{Knobs, Start};
+use crate::settings::value::{ImagePolicy, Volatile};
+use crate::spec::{Knobs, Spec, Start};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
@@ -194,17 +196,13 @@ impl Root {
 /// # Errors
 /// When there is no directory, it holds no OS tree (CHK-01, CHK-02), it is in use (SNP-51), or an image
 /// has no root (IMG-16).
-pub fn acquire(
-    spec: &RootSpec,
-    start: &Start,
-    verbosity: Verbosity,
-    knobs: &Knobs,
-    undo: &mut Undo,
-) -> Result<Root> {
-    let path = spec.source();
-    match spec {
+pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
+    let Spec { verbosity, knobs, .. } = spec;
+    let verbosity = *verbosity;
+    let path = spec.root.source();
+    match &spec.root {
         RootSpec::Directory { access, .. } => {
-            let (source, machine_id) = tree(path, start, knobs)?;
+            let (source, machine_id) = tree(path, spec)?;
             let locks = match knobs.locks {
                 true => lock::tree(path, source.as_fd(), *access)?,
                 false => Vec::new(),
@@ -212,7 +210,7 @@ pub fn acquire(
             Ok(Root { source: Source::Directory(source), machine_id, _locks: locks })
         }
         RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
-            let (source, machine_id) = tree(path, start, knobs)?;
+            let (source, machine_id) = tree(path, spec)?;
             let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
             Ok(Root { source: Source::Layer(source, layer), machine_id, _locks: Vec::new() })
         }
@@ -237,21 +235,34 @@ pub fn acquire(
             };
             // Unlike a directory it is not looked at whether it holds an OS tree (CHK-03).
             let parts = image.mounted().with_context(|| format!("\"{}\"", path.display()))?;
-            let machine_id = parts
-                .first()
-                .and_then(|root| ids::of_tree(&InRoot::new(root.mount.try_clone().ok()?)));
+            let root = parts.first().context("the image has no root")?;
+            let machine_id = id_of(&new_root(root.mount.as_fd(), spec)?, spec);
             let source = Source::Image { image, holder: holder.map(Rc::new), first: Some(parts) };
             Ok(Root { source, machine_id, _locks: locks })
         }
     }
 }
 
-/// A directory that holds an OS tree, and the id that it has.
-fn tree(path: &Path, start: &Start, knobs: &Knobs) -> Result<(OwnedFd, Option<Id>)> {
+/// A directory that holds an OS tree, and the id that it has. What becomes the root is what counts (I-11).
+fn tree(path: &Path, spec: &Spec) -> Result<(OwnedFd, Option<Id>)> {
     let source = open_source(path)?;
-    let root = InRoot::new(source.try_clone().context("keeping hold of the tree")?);
-    check(path, &root, start, knobs)?;
-    Ok((source, ids::of_tree(&root)))
+    let root = new_root(source.as_fd(), spec)?;
+    check(path, &root, &spec.start, &spec.knobs)?;
+    Ok((source, id_of(&root, spec)))
+}
+
+/// The directory that becomes the root, in a tree that is attached nowhere yet.
+fn new_root(tree: BorrowedFd<'_>, spec: &Spec) -> Result<InRoot> {
+    let root = InRoot::new(tree.try_clone_to_owned().context("keeping hold of the tree")?);
+    match &spec.pivot {
+        None => Ok(root),
+        Some(pivot) => Ok(InRoot::new(pivot::new_root(&root, &pivot.new)?)),
+    }
+}
+
+/// The id that the container will find; with an empty /etc it finds none.
+fn id_of(root: &InRoot, spec: &Spec) -> Option<Id> {
+    if spec.volatile == Volatile::Yes { None } else { ids::of_tree(root) }
 }
 
 fn open_source(path: &Path) -> Result<OwnedFd> {

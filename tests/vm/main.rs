@@ -28,9 +28,11 @@ mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
+mod pivot;
 mod settings;
 mod tmpfs;
 mod user;
+mod volatile;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -47,6 +49,8 @@ const SUITE: Suite = Suite {
         image::CASES,
         image_boot::CASES,
         image_ephemeral::CASES,
+        volatile::CASES,
+        pivot::CASES,
         leaks::CASES,
         locks::CASES,
         console::CASES,
