@@ -27,6 +27,8 @@ pub struct Host {
     pub variable: fn(&str) -> Option<OsString>,
     /// The text of the host's os-release file, if it has one; read when asked for.
     pub os_release: fn() -> Option<String>,
+    /// Whether the kernel has SELinux, and it is in use.
+    pub selinux: fn() -> bool,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -50,6 +52,7 @@ impl Host {
             },
             variable: |name| std::env::var_os(name),
             os_release,
+            selinux,
             canonical: |path| std::fs::canonicalize(path),
         }
     }
@@ -87,4 +90,13 @@ pub fn why_not_permitted() -> Option<String> {
 fn os_release() -> Option<String> {
     let places = ["/etc/os-release", "/usr/lib/os-release"];
     places.iter().find_map(|path| std::fs::read_to_string(path).ok())
+}
+
+/// Where SELinux is in use its file system is mounted in a place of its own (selinux(8)).
+fn selinux() -> bool {
+    /// `SELINUX_MAGIC` (statfs(2)).
+    const MAGIC: u64 = 0xf97c_ff8c;
+    // The field's type differs between architectures.
+    #[allow(clippy::unnecessary_cast)]
+    rustix::fs::statfs("/sys/fs/selinux").is_ok_and(|system| system.f_type as u64 == MAGIC)
 }

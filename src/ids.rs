@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::inroot::{InRoot, Links, file_type};
@@ -18,6 +19,8 @@ pub type Id = String;
 pub struct Ids {
     /// What `container_uuid` says (E-09).
     pub machine: Id,
+    /// Whether the next run has the same, since the tree or the user gave it.
+    pub machine_stays: bool,
     /// What /proc/sys/kernel/random/boot_id says (DEV-07).
     pub boot: Id,
 }
@@ -32,21 +35,53 @@ pub fn random() -> Result<Id> {
     Ok(dashed((id & !(0xf << 76) & !(0b11 << 62)) | version | variant))
 }
 
-/// The tree's own machine id, if it has one (machine-id(5)). Anything else than 32 hex digits and a line
-/// end is none: the file may be empty, say "uninitialized", or be made by someone hostile.
-pub fn of_tree(root: &InRoot) -> Option<Id> {
+/// What a tree's /etc/machine-id says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OfTree {
+    /// An id.
+    Id(Id),
+    /// That it has none yet: no such file, an empty one, or "uninitialized" (machine-id(5), FIRST BOOT
+    /// SEMANTICS).
+    None,
+    /// Something else: no regular file, or no id.
+    Garbage,
+}
+
+/// Reads the tree's own machine id. The file may be made by someone hostile, so a pipe is not waited for, a
+/// device is not opened, and no more is read than an id is long (R3).
+pub fn of_tree(root: &InRoot) -> OfTree {
     let path = Path::new("/etc/machine-id");
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = root.open(path, Links::Inside, flags).ok()?;
-    if file_type(&file).ok()? != FileType::RegularFile {
-        return None;
+    let file = match root.open(path, Links::Inside, OFlags::PATH) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return OfTree::None,
+        Err(_) => return OfTree::Garbage,
+    };
+    if file_type(&file) != Ok(FileType::RegularFile) {
+        return OfTree::Garbage;
     }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let mut text = String::new();
-    File::from(file).take(34).read_to_string(&mut text).ok()?;
-    let digits = text.trim_end_matches('\n');
-    let plain = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let id = u128::from_str_radix(digits, 16).ok().filter(|id| plain && *id != 0)?;
-    Some(dashed(id))
+    let read = root.open(path, Links::Inside, flags).map(|file| {
+        // Whatever has taken its place by now is a regular file or not read.
+        let regular = file_type(&file) == Ok(FileType::RegularFile);
+        regular.then(|| File::from(file).take(34).read_to_string(&mut text).ok()).flatten()
+    });
+    match read {
+        Ok(Some(_)) => parse(&text),
+        Ok(None) | Err(_) => OfTree::Garbage,
+    }
+}
+
+fn parse(text: &str) -> OfTree {
+    let word = text.strip_suffix('\n').unwrap_or(text);
+    if matches!(word, "" | "uninitialized") {
+        return OfTree::None;
+    }
+    let plain = word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match u128::from_str_radix(word, 16) {
+        Ok(id @ 1..) if plain => OfTree::Id(dashed(id)),
+        _ => OfTree::Garbage,
+    }
 }
 
 fn dashed(id: u128) -> Id {
@@ -69,18 +104,42 @@ mod tests {
         assert_ne!(one, other);
     }
 
+    /// P-01, HST-03 a; systemd-nspawn 252 refuses to start where this finds garbage.
     #[rstest]
-    #[case("0123456789abcdef0123456789abcdef\n", Some("01234567-89ab-cdef-0123-456789abcdef"))]
-    #[case("", None)]
-    #[case("uninitialized\n", None)]
-    #[case("00000000000000000000000000000000\n", None)]
-    #[case("+123456789abcdef0123456789abcdef", None)]
-    #[case("0123456789abcdef0123456789abcdef0", None)]
-    fn the_trees_id_is_taken_if_it_is_one(#[case] text: &str, #[case] expected: Option<&str>) {
+    #[case("0123456789abcdef0123456789abcdef\n", id("01234567-89ab-cdef-0123-456789abcdef"))]
+    #[case("0123456789ABCDEF0123456789abcdef", id("01234567-89ab-cdef-0123-456789abcdef"))]
+    #[case("", OfTree::None)]
+    #[case("\n", OfTree::None)]
+    #[case("uninitialized\n", OfTree::None)]
+    #[case("00000000000000000000000000000000\n", OfTree::Garbage)]
+    #[case("01234567-89ab-cdef-0123-456789abcdef\n", OfTree::Garbage)]
+    #[case("+123456789abcdef0123456789abcdef", OfTree::Garbage)]
+    #[case("0123456789abcdef0123456789abcdef0", OfTree::Garbage)]
+    #[case("0123456789abcdef0123456789abcde\n\n", OfTree::Garbage)]
+    fn the_trees_id_is_taken_if_it_is_one(#[case] text: &str, #[case] expected: OfTree) {
+        let (tree, root) = tree();
+        fs::write(tree.path().join("etc/machine-id"), text).unwrap();
+        assert_eq!(of_tree(&root), expected);
+    }
+
+    #[test]
+    fn a_tree_without_the_file_has_no_id_and_one_with_a_pipe_has_garbage() {
+        let (tree, root) = tree();
+        assert_eq!(of_tree(&root), OfTree::None);
+        let path = tree.path().join("etc/machine-id");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(of_tree(&root), OfTree::Garbage);
+    }
+
+    fn id(text: &str) -> OfTree {
+        OfTree::Id(text.to_owned())
+    }
+
+    fn tree() -> (tempfile::TempDir, InRoot) {
         let tree = tempfile::tempdir().unwrap();
         fs::create_dir(tree.path().join("etc")).unwrap();
-        fs::write(tree.path().join("etc/machine-id"), text).unwrap();
         let root = InRoot::new(fs::File::open(tree.path()).unwrap().into());
-        assert_eq!(of_tree(&root).as_deref(), expected);
+        (tree, root)
     }
 }

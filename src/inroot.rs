@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -113,7 +113,7 @@ impl InRoot {
                             // Somebody else has made it in the meantime.
                             None => self.directory(&walked, links),
                         },
-                        Err(errno) => return Err(errno).with_context(|| making(&walked)),
+                        Err(errno) => return Err(not_made(&walked, errno)),
                     }
                     .map_err(|errno| explain(&walked, errno))?
                 }
@@ -143,7 +143,7 @@ impl InRoot {
                         path = target;
                     }
                 }
-                Err(errno) => return Err(errno).with_context(|| making(&path)),
+                Err(errno) => return Err(not_made(&path, errno)),
             }
         }
         Err(explain(&path, Errno::LOOP))
@@ -180,8 +180,15 @@ fn target(parent: impl AsFd, name: &Path, at: &Path) -> Option<PathBuf> {
     Some(at.parent()?.join(target))
 }
 
-fn making(path: &Path) -> String {
-    format!("making {} in the container's tree", path.display())
+fn not_made(path: &Path, errno: Errno) -> anyhow::Error {
+    let shown = path.display();
+    let what = format!("making {shown} in the container's tree");
+    let error = anyhow::Error::new(errno);
+    match errno {
+        Errno::ROFS => error
+            .context(hinted(what, format!("it is read-only there, so {shown} must exist already"))),
+        _ => error.context(what),
+    }
 }
 
 /// Says what an errno of a walk means for the tree.

@@ -4,10 +4,10 @@
 //! |---------|---------------------------|
 //! | said    | [`options`] is the table of all options; [`cli`] and [`settings`] read argv and `.nspawn` files by it |
 //! | decided | [`host`] looks at the machine once; [`spec`] makes one [`spec::Spec`] of both, in which nothing is open |
-//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`inroot`], [`ids`], [`console`], [`credentials`] and [`security`] |
+//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`console`], [`credentials`] and [`security`] |
 //!
 //! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
-//! [`undo`] takes back what was done to the host, [`errors`], [`exit`] and [`audience`] say how it went,
+//! [`undo`] takes back what was done to the host, [`errors`], [`exit`], [`audience`] and [`status`] say how it went,
 //! [`sys`] wraps what no crate has.
 //!
 //! # Invariants
@@ -17,7 +17,8 @@
 //! * **One file forks** (`stage/fork.rs`), from a process with one thread; a child never returns.
 //! * **Sets are tables with one interpreter**: options, mounts, nodes, capabilities, system calls.
 //! * **The supervisor alone tells errors**, as one chain of what was being done.
-//! * There is no set-uid mode, no daemon, no async runtime, and no re-exec of our own binary.
+//! * There is no set-uid mode, no daemon, no async runtime, and no re-exec of our own binary: what stays in
+//!   a container is the payload, or a program of its own in memory (`sys/stub_program.rs`, R11).
 
 pub mod audience;
 pub mod cgroup;
@@ -30,6 +31,7 @@ pub mod handover;
 pub mod host;
 pub mod ids;
 pub mod inroot;
+pub mod integration;
 pub mod mounts;
 pub mod notify;
 pub mod options;
@@ -39,6 +41,7 @@ pub mod session;
 pub mod settings;
 pub mod spec;
 pub mod stage;
+pub mod status;
 pub mod sys;
 pub mod tree;
 pub mod undo;

@@ -7,10 +7,11 @@ use anyhow::{Context, Result, bail};
 use rspawn::audience::Audience;
 use rspawn::cli::{self, Invocation};
 use rspawn::errors::{Report, hinted, warn};
+use rspawn::handover::Handover;
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, handover, host, root, spec, stage};
+use rspawn::{exit, handover, host, mounts, root, spec, stage};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -20,27 +21,37 @@ fn main() -> ExitCode {
             return ExitCode::from(exit::of_failure(cli::exit_mode(std::env::args_os()), None));
         }
     };
-    let exit_mode = match &invocation {
-        Invocation::Run(settings) => settings.exit_mode.or(ExitMode::Nspawn),
-        _ => ExitMode::Nspawn,
+    let (exit_mode, status_fd) = match &invocation {
+        Invocation::Run(settings) => {
+            let fd = settings.status_fd.value().map(|fd| fd.0);
+            (settings.exit_mode.or(ExitMode::Nspawn), fd)
+        }
+        _ => (ExitMode::Nspawn, None),
     };
-    match act(invocation) {
+    let mut audience = Audience::default();
+    // Nothing that our caller has left open may reach the payload (FDS-01); nothing of ours is open yet.
+    let inherited = handover::inherit(|name| std::env::var_os(name), status_fd);
+    let result = inherited.and_then(|inherited| {
+        audience = Audience::new(inherited.status);
+        act(invocation, inherited.handover, &mut audience)
+    });
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let mut report = Report::of(&error);
             if report.is_about_rights() {
                 report.hint = report.hint.or_else(host::why_not_permitted);
             }
+            let code = exit::of_failure(exit_mode, None);
+            audience.failed(&report, code);
             eprintln!("{report}");
-            ExitCode::from(exit::of_failure(exit_mode, None))
+            ExitCode::from(code)
         }
     }
 }
 
-fn act(invocation: Invocation) -> Result<u8> {
-    // Nothing that our caller has left open may reach the payload (FDS-01); nothing of ours is open yet.
-    let inherited = handover::inherit(|name| std::env::var_os(name), None)?;
-    let host = Host::look(inherited.handover);
+fn act(invocation: Invocation, handover: Handover, audience: &mut Audience) -> Result<u8> {
+    let host = Host::look(handover);
     match invocation {
         Invocation::Print(text) => print(&text),
         Invocation::Explain(format, settings) => {
@@ -53,13 +64,16 @@ fn act(invocation: Invocation) -> Result<u8> {
         Invocation::Cleanup(settings) => {
             require_root(&host)?;
             let spec = decide(*settings, &host)?;
-            root::sweep(spec.root.source(), &spec::layer_places(&host));
+            let mut places = mounts::places_of_work(&spec.mounts);
+            places.extend(spec.scratch_places);
+            root::sweep(spec.root.source(), &places);
+            rspawn::cgroup::collect();
             Ok(0)
         }
         Invocation::Run(settings) => {
             require_root(&host)?;
-            let mut audience = Audience::new(inherited.status)?;
-            stage::run(&decide(*settings, &host)?, &mut audience)
+            audience.find_manager()?;
+            stage::run(&decide(*settings, &host)?, audience)
         }
     }
 }

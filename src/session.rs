@@ -11,7 +11,7 @@ use crate::credentials::Credential;
 use crate::errors::Verbosity;
 use crate::ids::{self, Id, Ids};
 use crate::mounts::Scratch;
-use crate::root::{self, Root};
+use crate::root::{self, Access, Root};
 use crate::security::caps::CapSet;
 use crate::spec::{Spec, Start};
 use crate::undo::Undo;
@@ -25,6 +25,7 @@ pub struct Session {
     root: Root,
     machine_id: Id,
     credentials: Vec<Credential>,
+    machine_id_stays: bool,
 }
 
 impl Session {
@@ -36,19 +37,20 @@ impl Session {
         let mut undo = Undo::default();
         let root = root::acquire(spec, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
-        let machine_id = match root.machine_id().or(spec.uuid.as_ref()) {
-            Some(id) => id.clone(),
-            None => ids::random()?,
-        };
-        let tree = root.directory();
+        let given = root.machine_id().or(spec.uuid.as_ref()).cloned();
+        let machine_id_stays = given.is_some();
+        let machine_id = given.map_or_else(ids::random, Ok)?;
+        // Nothing is made in a tree that is only read.
+        let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
         let cgroup = own_cgroup(spec, &mut undo);
-        Ok(Self { undo, scratch, cgroup, root, machine_id, credentials })
+        Ok(Self { undo, scratch, cgroup, root, machine_id, machine_id_stays, credentials })
     }
 
     /// The ids of a new run.
     pub(crate) fn ids(&self) -> Result<Ids> {
-        Ok(Ids { machine: self.machine_id.clone(), boot: ids::random()? })
+        let (machine, machine_stays) = (self.machine_id.clone(), self.machine_id_stays);
+        Ok(Ids { machine, machine_stays, boot: ids::random()? })
     }
 
     /// The root, for a run.

@@ -4,11 +4,9 @@
 //! that a skip is decided, and explained, at plan time. The guest only confirms them ([`crate::need`]); a need that
 //! turns out false there fails the case.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
-use crate::guest::Guest;
+use crate::guest::{Guest, Subject};
 
 /// One behaviour, checked inside a guest.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +15,7 @@ pub struct Case {
     pub name: &'static str,
     /// What the cell must offer. A case without a file-system need runs in the default cell only.
     pub needs: &'static [Need],
-    /// Limit in seconds on real hardware; the plan multiplies it by the accelerator's factor.
+    /// Limit in seconds on real hardware; the guest multiplies it by the accelerator's factor.
     pub timeout_s: u32,
     /// The check itself. It runs as root in a process of its own, with a scratch directory of its own.
     pub run: fn(&Guest) -> anyhow::Result<()>,
@@ -27,12 +25,6 @@ pub struct Case {
 pub const DEFAULT_TIMEOUT_S: u32 = 20;
 
 impl Case {
-    /// The limit on a machine that is `factor` times slower than real hardware.
-    #[must_use]
-    pub fn timeout(&self, factor: f64) -> Duration {
-        Duration::from_secs(u64::from(self.timeout_s)).mul_f64(factor)
-    }
-
     /// What a plan needs to know of this case, in a form that crosses to the host.
     #[must_use]
     pub fn listing(&self) -> Listing {
@@ -55,6 +47,8 @@ pub enum Need {
     Tool(&'static str),
     /// This kernel module can be loaded, or its feature is built in.
     Module(&'static str),
+    /// The case is about options that only this launcher has.
+    Only(Subject),
 }
 
 impl Need {
@@ -66,6 +60,7 @@ impl Need {
             Need::Kernel(major, minor) => ListedNeed::Kernel(major, minor),
             Need::Tool(name) => ListedNeed::Tool(name.to_owned()),
             Need::Module(name) => ListedNeed::Module(name.to_owned()),
+            Need::Only(subject) => ListedNeed::Only(subject),
         }
     }
 }
@@ -82,6 +77,8 @@ pub enum ListedNeed {
     Tool(String),
     /// See [`Need::Module`].
     Module(String),
+    /// See [`Need::Only`].
+    Only(Subject),
 }
 
 /// A case as `vm --list-json` prints it: what the host plans with.
@@ -108,6 +105,7 @@ pub const fn limit(named_s: &[u32]) -> u32 {
 ///     state_keeps_the_root_read_only,
 ///     idmap_leaves_owners_on_disk: [Need::Fs("btrfs"), Need::Kernel(5, 15)],
 ///     chown_of_a_big_tree: [] within 120,
+///     explain_as_json_is_json: [Need::Only(Subject::Rspawn)],
 /// ];
 /// ```
 #[macro_export]

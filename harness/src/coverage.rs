@@ -151,7 +151,7 @@ fn test_text(path: &str, text: &str) -> String {
             if end.as_deref() == Some(line) {
                 end = None;
             }
-        } else if marked && line.trim_start().starts_with("mod ") && line.ends_with('{') {
+        } else if marked && line.split(' ').any(|word| word == "mod") && line.ends_with('{') {
             end = Some(format!("{indent}}}"));
         }
         // Other attributes and comments may stand between the mark and its module.
@@ -252,10 +252,11 @@ mod tests {
     #[test]
     fn only_test_code_of_a_source_counts() {
         let text = "// MNT-01\nfn f() {}\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n    // MNT-02\n}\n// MNT-03\n\
+                    #[cfg(test)]\npub(super) mod some {\n    // MNT-05\n}\n\
                     #[cfg(test)]\nmod more;\nmod other {\n    // MNT-04\n}\n";
-        assert_eq!(named(&test_text("src/a.rs", text)), ["MNT-02"]);
-        assert_eq!(named(&test_text("src/a/tests.rs", text)).len(), 4);
-        assert_eq!(named(&test_text("tests/a.rs", text)).len(), 4);
+        assert_eq!(named(&test_text("src/a.rs", text)), ["MNT-02", "MNT-05"]);
+        assert_eq!(named(&test_text("src/a/tests.rs", text)).len(), 5);
+        assert_eq!(named(&test_text("tests/a.rs", text)).len(), 5);
     }
 
     fn coverage(finished: &str) -> Coverage {

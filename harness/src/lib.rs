@@ -32,6 +32,7 @@ pub mod report;
 pub mod rundir;
 pub mod runner;
 pub mod schedule;
+pub mod static_build;
 pub mod suite;
 mod sys;
 pub mod tool;

@@ -1,16 +1,17 @@
 //! What runs where: cases times cells, decided before anything boots. Pure.
 //!
-//! A case runs in one cell per kernel: the default file system's, or that of the file system it needs. What no cell
-//! can run is an error of the run, never a silent skip.
+//! A case runs in one cell per kernel and subject: the default file system's, or that of the file system it needs.
+//! What no cell can run is an error of the run, never a silent skip.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::case::{ListedNeed, Listing};
+use crate::guest::Subject;
 
 /// One machine that cases run in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {
     /// Name of a kernel's row.
     pub kernel: String,
@@ -18,6 +19,30 @@ pub struct Cell {
     pub version: (u32, u32),
     /// File system of the scratch disk.
     pub fs: String,
+    /// Who starts the containers.
+    pub subject: Subject,
+}
+
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let subject = if self.subject == Subject::Nspawn { " nspawn" } else { "" };
+        write!(f, "{} {}{subject}", self.kernel, self.fs)
+    }
+}
+
+/// The dimensions of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Axes<'a> {
+    /// Kernels with their versions.
+    pub kernels: &'a [(String, (u32, u32))],
+    /// File systems of the lane, the default one first.
+    pub lane_fs: &'a [String],
+    /// See [`Lane::every_fs`].
+    pub every_fs: bool,
+    /// File systems that the user restricts it to; all when empty.
+    pub fs: &'a [String],
+    /// Launchers.
+    pub subjects: &'a [Subject],
 }
 
 /// A lane of `qemu/lanes.toml`.
@@ -28,6 +53,9 @@ pub struct Lane {
     pub kernels: Vec<String>,
     /// File systems, the default one first.
     pub fs: Vec<String>,
+    /// Whether a case that names no file system runs on all of them, not on the default one only.
+    #[serde(default)]
+    pub every_fs: bool,
 }
 
 /// The lanes by name.
@@ -49,6 +77,8 @@ pub struct Skip {
     pub case: String,
     /// Kernel of the cell.
     pub kernel: String,
+    /// Subject of the cell.
+    pub subject: Subject,
     /// From a closed list.
     pub code: SkipCode,
     /// With figures.
@@ -63,6 +93,8 @@ pub enum SkipCode {
     KernelTooOld,
     /// The user's --fs leaves its cell out.
     LaneExcluded,
+    /// The case is about options that this launcher does not have.
+    RefUnsupported,
 }
 
 /// What will happen.
@@ -84,43 +116,69 @@ impl Plan {
     }
 }
 
-/// Plans `cases` over `lane` restricted to `fs` (all when empty).
+/// Plans `cases` over the product of `axes`.
 #[must_use]
-pub fn plan(
-    cases: &[Listing],
-    kernels: &[(String, (u32, u32))],
-    lane_fs: &[String],
-    fs: &[String],
-) -> Plan {
+pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
     let mut plan = Plan::default();
-    let Some(default_fs) = lane_fs.first() else { return plan };
-    for (kernel, version) in kernels {
-        for kind in lane_fs {
-            let cell = Cell { kernel: kernel.clone(), version: *version, fs: kind.clone() };
-            let mut job = Job { cell, cases: Vec::new() };
-            for case in cases.iter().filter(|case| wanted_fs(case).unwrap_or(default_fs) == kind) {
-                let skip =
-                    |code, why| Skip { case: case.name.clone(), kernel: kernel.clone(), code, why };
-                if !fs.is_empty() && !fs.contains(kind) {
-                    plan.skips.push(skip(
-                        SkipCode::LaneExcluded,
-                        format!("runs on {kind}, which --fs leaves out"),
-                    ));
-                } else if let Some(least) = least_kernel(case).filter(|least| version < least) {
-                    let why = format!("needs kernel >= {}.{}", least.0, least.1);
-                    plan.skips.push(skip(SkipCode::KernelTooOld, why));
-                } else {
-                    job.cases.push(case.clone());
-                }
+    for cell in cells(axes) {
+        let mut job = Job { cell, cases: Vec::new() };
+        let cell = &job.cell;
+        for case in cases.iter().filter(|case| belongs(case, cell, axes)) {
+            match reason_to_skip(case, cell, axes.fs) {
+                Some((code, why)) => plan.skips.push(Skip {
+                    case: case.name.clone(),
+                    kernel: cell.kernel.clone(),
+                    subject: cell.subject,
+                    code,
+                    why,
+                }),
+                None => job.cases.push(case.clone()),
             }
-            if !job.cases.is_empty() {
-                plan.jobs.push(job);
+        }
+        if !job.cases.is_empty() {
+            plan.jobs.push(job);
+        }
+    }
+    let no_fs = |case: &&Listing| wanted_fs(case).is_some_and(|kind| !axes.lane_fs.contains(kind));
+    plan.unassigned.extend(cases.iter().filter(no_fs).map(|case| case.name.clone()));
+    plan
+}
+
+/// Whether the cell's file system is one for the case.
+fn belongs(case: &Listing, cell: &Cell, axes: &Axes<'_>) -> bool {
+    match wanted_fs(case) {
+        Some(kind) => *kind == cell.fs,
+        None if axes.every_fs => axes.fs.is_empty() || axes.fs.contains(&cell.fs),
+        None => axes.lane_fs.first() == Some(&cell.fs),
+    }
+}
+
+fn cells(axes: &Axes<'_>) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for (kernel, version) in axes.kernels {
+        for fs in axes.lane_fs {
+            for &subject in axes.subjects {
+                let (kernel, fs) = (kernel.clone(), fs.clone());
+                cells.push(Cell { kernel, version: *version, fs, subject });
             }
         }
     }
-    let no_fs = |case: &&Listing| wanted_fs(case).is_some_and(|kind| !lane_fs.contains(kind));
-    plan.unassigned.extend(cases.iter().filter(no_fs).map(|case| case.name.clone()));
-    plan
+    cells
+}
+
+/// Why `case` does not run in `cell`, if it does not.
+fn reason_to_skip(case: &Listing, cell: &Cell, fs: &[String]) -> Option<(SkipCode, String)> {
+    if !fs.is_empty() && !fs.contains(&cell.fs) {
+        let why = format!("runs on {}, which --fs leaves out", cell.fs);
+        return Some((SkipCode::LaneExcluded, why));
+    }
+    if let Some(least) = least_kernel(case).filter(|least| cell.version < *least) {
+        let why = format!("needs kernel >= {}.{}", least.0, least.1);
+        return Some((SkipCode::KernelTooOld, why));
+    }
+    only(case).filter(|only| *only != cell.subject).map(|only| {
+        (SkipCode::RefUnsupported, format!("is about options that only {} has", only.name()))
+    })
 }
 
 /// Splits big jobs, so that `guests` can work at the same time: a guest's boot costs about as much as three cases.
@@ -143,9 +201,26 @@ pub fn split(jobs: Vec<Job>, guests: usize) -> Vec<Job> {
     parts
 }
 
+/// A job for each case, so that each gets a guest of its own.
+#[must_use]
+pub fn apart(jobs: Vec<Job>) -> Vec<Job> {
+    let alone = |job: Job| {
+        let cell = job.cell;
+        job.cases.into_iter().map(move |case| Job { cell: cell.clone(), cases: vec![case] })
+    };
+    jobs.into_iter().flat_map(alone).collect()
+}
+
 fn wanted_fs(case: &Listing) -> Option<&String> {
     case.needs.iter().find_map(|need| match need {
         ListedNeed::Fs(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn only(case: &Listing) -> Option<Subject> {
+    case.needs.iter().find_map(|need| match need {
+        ListedNeed::Only(subject) => Some(*subject),
         _ => None,
     })
 }
@@ -174,6 +249,11 @@ mod tests {
         vec!["ext4".to_owned(), "btrfs".to_owned()]
     }
 
+    fn on<'a>(kernels: &'a [(String, (u32, u32))], lane_fs: &'a [String]) -> Axes<'a> {
+        let subjects = &[Subject::Rspawn];
+        Axes { kernels, lane_fs, every_fs: false, fs: &[], subjects }
+    }
+
     fn shape(plan: &Plan) -> Vec<String> {
         let names = |job: &Job| {
             job.cases.iter().map(|case| case.name.clone()).collect::<Vec<_>>().join("+")
@@ -187,9 +267,20 @@ mod tests {
     #[test]
     fn a_case_runs_once_per_kernel_where_its_file_system_is() {
         let cases = [case("a", &[]), case("b", &[ListedNeed::Fs("btrfs".to_owned())])];
-        let plan = plan(&cases, &kernels(), &fs(), &[]);
+        let plan = plan(&cases, &on(&kernels(), &fs()));
         assert_eq!(shape(&plan), ["new ext4 a", "new btrfs b", "old ext4 a", "old btrfs b"]);
         assert!(plan.skips.is_empty() && plan.unassigned.is_empty());
+    }
+
+    #[test]
+    fn a_lane_of_every_file_system_multiplies_what_names_none() {
+        let cases = [case("a", &[]), case("b", &[ListedNeed::Fs("btrfs".to_owned())])];
+        let (kernels, fs) = (&kernels()[..1], &fs());
+        let every = Axes { every_fs: true, ..on(kernels, fs) };
+        assert_eq!(shape(&plan(&cases, &every)), ["new ext4 a", "new btrfs a+b"]);
+        let one = plan(&cases, &Axes { fs: &["ext4".to_owned()], ..every });
+        assert_eq!(shape(&one), ["new ext4 a"]);
+        assert_eq!(one.skips.len(), 1);
     }
 
     #[test]
@@ -198,7 +289,7 @@ mod tests {
             case("a", &[ListedNeed::Kernel(5, 15)]),
             case("z", &[ListedNeed::Fs("zfs".to_owned())]),
         ];
-        let plan = plan(&cases, &kernels(), &fs(), &[]);
+        let plan = plan(&cases, &on(&kernels(), &fs()));
         assert_eq!(shape(&plan), ["new ext4 a"]);
         assert_eq!(plan.skips.len(), 1);
         assert_eq!(
@@ -209,9 +300,24 @@ mod tests {
     }
 
     #[test]
+    fn a_case_about_one_launcher_is_skipped_with_the_other() {
+        let cases = [case("a", &[]), case("o", &[ListedNeed::Only(Subject::Rspawn)])];
+        let (kernels, fs) = (&kernels()[..1], &fs()[..1]);
+        let both = &[Subject::Rspawn, Subject::Nspawn];
+        let plan = plan(&cases, &Axes { subjects: both, ..on(kernels, fs) });
+        let shown: Vec<_> = plan.jobs.iter().map(|job| job.cell.to_string()).collect();
+        assert_eq!(shown, ["new ext4", "new ext4 nspawn"]);
+        assert_eq!(shape(&plan), ["new ext4 a+o", "new ext4 a"]);
+        assert_eq!(
+            (plan.skips[0].code, plan.skips[0].case.as_str()),
+            (SkipCode::RefUnsupported, "o")
+        );
+    }
+
+    #[test]
     fn every_case_is_accounted_for_however_the_plan_is_cut() {
         let cases: Vec<Listing> = (0..25).map(|n| case(&format!("c{n}"), &[])).collect();
-        let whole = plan(&cases, &kernels()[..1], &fs(), &[]);
+        let whole = plan(&cases, &on(&kernels()[..1], &fs()));
         for guests in 1..8 {
             let parts = split(whole.jobs.clone(), guests);
             let mut names: Vec<_> =
@@ -220,6 +326,7 @@ mod tests {
             names.dedup();
             assert_eq!(names.len(), 25);
         }
-        assert_eq!(split(whole.jobs, 2).len(), 2);
+        assert_eq!(split(whole.jobs.clone(), 2).len(), 2);
+        assert_eq!(apart(whole.jobs).len(), 25);
     }
 }

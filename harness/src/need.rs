@@ -10,8 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Error, Result};
 
 use crate::case::Need;
-use crate::guest::Guest;
 use crate::guest::observe::mounts_of;
+use crate::guest::{Guest, Subject};
 
 /// What was found.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ pub fn confirm(need: &Need, guest: &Guest) -> Answer {
         }
         Need::Tool(name) => Ok(confirm_tool(name)),
         Need::Module(name) => confirm_module(name),
+        Need::Only(subject) => Ok(confirm_subject(*subject, guest.subject())),
     };
     match found {
         Ok(None) => Answer::Yes,
@@ -85,6 +86,10 @@ fn confirm_tool(name: &str) -> Option<String> {
     (!there).then(|| format!("needs the program {name}, which is not on the PATH"))
 }
 
+fn confirm_subject(only: Subject, is: Subject) -> Option<String> {
+    (only != is).then(|| format!("is about options that only {} has", only.name()))
+}
+
 fn confirm_module(name: &str) -> Result<Option<String>> {
     if Path::new("/sys/module").join(name).exists() {
         return Ok(None);
@@ -123,5 +128,11 @@ mod tests {
     fn a_program_that_is_nowhere_is_unmet() {
         assert!(confirm_tool("no-such-program-here").is_some());
         assert!(confirm_tool("sh").is_none());
+    }
+
+    #[test]
+    fn a_case_about_one_launcher_is_not_for_the_other() {
+        assert!(confirm_subject(Subject::Rspawn, Subject::Nspawn).is_some());
+        assert!(confirm_subject(Subject::Rspawn, Subject::Rspawn).is_none());
     }
 }

@@ -57,6 +57,25 @@ impl RunDir {
     }
 }
 
+/// The directories of runs, the oldest first.
+///
+/// # Errors
+/// When the harness's directory cannot be read.
+pub fn runs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let base = workspace.vm_dir();
+    let what = || format!("reading {}", base.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&base).with_context(what)? {
+        let entry = entry.with_context(what)?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            found.push(entry.path());
+        }
+    }
+    // Their names start with the date.
+    found.sort();
+    Ok(found)
+}
+
 /// Ends what dead runs left running and removes their logs when they are old. What cannot be read is left alone: it
 /// is tidying, and the next start tries again.
 fn sweep(base: &Path) {

@@ -16,10 +16,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 
 use crate::accel::{self, Accel, Choice};
+use crate::case::Listing;
+use crate::guest::Subject;
 use crate::initramfs::Archive;
 use crate::kernels::Kernel;
 use crate::matrix::{Cell, Job};
-use crate::report::event::{Event, Order};
+use crate::report::difference::Differences;
+use crate::report::event::{Event, Order, Work};
 use crate::report::human::Human;
 use crate::report::{CaseReport, Verdict};
 use crate::suite::Suite;
@@ -32,7 +35,7 @@ use crate::workspace::Workspace;
 /// Memory of a guest in MiB: the tmpfs over its root and a container's files fit.
 pub const GUEST_MEMORY_MIB: u32 = 1024;
 /// Apparent size of the scratch disk in bytes; it is sparse.
-const SCRATCH_BYTES: u64 = 8 << 30;
+pub(crate) const SCRATCH_BYTES: u64 = 8 << 30;
 /// Limit until the agent speaks, on real hardware; it includes making the scratch file system.
 const HELLO_LIMIT: Duration = Duration::from_secs(20);
 /// How long the last words of a guest may take to arrive after the news of its end.
@@ -70,7 +73,7 @@ pub struct Runner<'a> {
 }
 
 /// A case's end and where it ran.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Located {
     /// In which machine.
     pub cell: Cell,
@@ -78,6 +81,17 @@ pub struct Located {
     pub report: CaseReport,
     /// Directory of its guest's logs.
     pub logs: PathBuf,
+}
+
+impl Located {
+    /// Whether nothing needs to be said of it: it passed, or the reference failed as declared.
+    #[must_use]
+    pub fn is_fine(&self, differences: &Differences) -> bool {
+        let verdict = &self.report.verdict;
+        *verdict == Verdict::Passed
+            || self.cell.subject == Subject::Nspawn
+                && differences.explain(&self.report.case, verdict)
+    }
 }
 
 /// What came of a job.
@@ -93,18 +107,18 @@ impl Runner<'_> {
     /// Runs a job to its end.
     pub fn job(&self, job: &Job) -> JobEnd {
         let mut end = JobEnd::default();
-        let mut left: Vec<String> = job.cases.iter().map(|case| case.name.clone()).collect();
-        let limit_s = job.cases.iter().map(|case| case.timeout_s).max().unwrap_or(0);
+        let mut left: Vec<Listing> = job.cases.clone();
         let mut failures = 0;
         while !left.is_empty() {
             let number = self.next_guest.fetch_add(1, Ordering::Relaxed);
-            let dir = self.dir.join(format!("{number:02}-{}-{}", job.cell.kernel, job.cell.fs));
-            let (reports, how) = match self.guest(number, &job.cell, &left, limit_s, &dir) {
+            let dir =
+                self.dir.join(format!("{number:02}-{}", job.cell.to_string().replace(' ', "-")));
+            let (reports, how) = match self.guest(number, &job.cell, &left, &dir) {
                 Ok(ended) => ended,
                 Err(error) => (Vec::new(), End::NeverReady(format!("{error:#}"))),
             };
             self.human.awaits(number, None);
-            left.retain(|name| !reports.iter().any(|report| report.case == *name));
+            left.retain(|case| !reports.iter().any(|report| report.case == case.name));
             for report in reports {
                 end.reports.push(Located { cell: job.cell.clone(), report, logs: dir.clone() });
             }
@@ -114,19 +128,15 @@ impl Runner<'_> {
                 End::Clean => "the guest said goodbye before all its cases were done".to_owned(),
                 End::NeverReady(why) | End::Between(why) => why,
             };
-            self.human.line(&format!(
-                "guest {number} ({} {}): {why}; logs in {}",
-                job.cell.kernel,
-                job.cell.fs,
-                dir.display()
-            ));
+            let cell = &job.cell;
+            self.human.line(&format!("guest {number} ({cell}): {why}; logs in {}", dir.display()));
             if left.is_empty() {
                 end.infrastructure.push(why);
                 break;
             }
             failures += 1;
             if failures > BOOT_RETRIES {
-                for case in left.drain(..) {
+                for Listing { name: case, .. } in left.drain(..) {
                     let verdict = Verdict::NotRun { why: why.clone() };
                     let report = CaseReport {
                         case,
@@ -154,8 +164,7 @@ impl Runner<'_> {
         &self,
         number: usize,
         cell: &Cell,
-        cases: &[String],
-        limit_s: u32,
+        cases: &[Listing],
         dir: &Path,
     ) -> Result<(Vec<CaseReport>, End)> {
         fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
@@ -167,9 +176,10 @@ impl Runner<'_> {
         let factor = accel.timeout_factor() * self.patience;
         let scratch = tempfile::tempfile_in(self.dir).context("making a scratch disk")?;
         scratch.set_len(SCRATCH_BYTES).context("making a scratch disk")?;
-        let config = self.config(kernel, accel, &scratch)?;
+        let mut config = self.config(kernel, accel, &scratch)?;
+        config.kernel_arguments.push(format!("harness.subject={}", cell.subject.name()));
         let boot = (accel == Accel::Tcg).then(|| lock(&self.boot));
-        self.human.awaits(number, Some(format!("{} {}: booting", cell.kernel, cell.fs)));
+        self.human.awaits(number, Some(format!("{cell}: booting")));
         let (mut qemu, Ends { agent, monitor, .. }) =
             Qemu::start(&config, Serial::Log, &[scratch.as_fd()], dir)?;
         let nonce = nonce()?;
@@ -179,6 +189,7 @@ impl Runner<'_> {
         // A channel that is gone already shows as its end below, with the better reason.
         let _ = channel.order(begin(nonce, &cell.fs, factor));
         let first_kvm = accel == Accel::Kvm && accel::first_kvm_boot(self.workspace);
+        let longest_s = cases.iter().map(|case| case.timeout_s).max().unwrap_or(0);
         let life = Life {
             hello_limit: if first_kvm {
                 accel::KVM_FIRST_BOOT_LIMIT
@@ -187,11 +198,12 @@ impl Runner<'_> {
             },
             silence_limit: self.silence_limit,
             // The guest kills a case at its limit; this one is for a guest that does not.
-            case_limit: Duration::from_secs(u64::from(limit_s)).mul_f64(factor)
+            case_limit: Duration::from_secs(u64::from(longest_s)).mul_f64(factor)
                 + Duration::from_secs(30),
         };
         let mut console = ConsoleTail::of(dir);
-        let mut watch = Watch::new(nonce, &self.suite.build_id, cases);
+        let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
+        let mut watch = Watch::new(nonce, &self.suite.build_id, &names);
         let mut reports = Vec::new();
         let mut boot = boot;
         let mut case_since = Instant::now();
@@ -208,7 +220,7 @@ impl Runner<'_> {
                 self.tell(cell, &mut watch, &mut reports);
                 if starts {
                     case_since = heard;
-                    let what = format!("{} {}: {}", cell.kernel, cell.fs, watch.awaited());
+                    let what = format!("{cell}: {}", watch.awaited());
                     self.human.awaits(number, Some(what));
                 }
                 if step == Step::Dead || step == Step::Done {
@@ -223,7 +235,7 @@ impl Runner<'_> {
                         accel::remember_kvm_boot(self.workspace)?;
                     }
                     // As above: a dead channel is told by its end.
-                    let _ = channel.order(Order::Run { cases: cases.to_vec() });
+                    let _ = channel.order(Order::Run { cases: cases.iter().map(work).collect() });
                 }
                 Step::AllIn => {
                     // As above.
@@ -297,6 +309,10 @@ pub fn machine(
             ),
         ],
     }
+}
+
+fn work(case: &Listing) -> Work {
+    Work { case: case.name.clone(), limit_s: case.timeout_s }
 }
 
 /// The first order of every guest.

@@ -24,6 +24,7 @@ use crate::console::endpoint::Endpoint;
 use crate::console::hotkey::{EscapeKey, Hotkey, Recogniser};
 use crate::console::mode::{Keyboard, Screen, Wiring};
 use crate::console::terminal::{Terminal, Watch};
+use crate::console::tint::Tint;
 use crate::sys::tty::{PACKET_DATA, PACKET_MODES};
 
 mod modes;
@@ -80,6 +81,7 @@ pub struct Forwarder {
     /// Only if its modes are to be changed, that is, if it is typed at.
     terminal: Option<Terminal>,
     keys: Recogniser,
+    tint: Option<Tint>,
     pty: Option<Master>,
     /// The payload is gone: nothing is read from the user.
     draining: bool,
@@ -174,6 +176,7 @@ impl Forwarder {
             screen: screen.map(|end| Sink { end, ready: true }),
             terminal,
             keys: Recogniser::new(escape),
+            tint: None,
             pty: None,
             draining: false,
             shown_bytes: 0,
@@ -294,6 +297,7 @@ impl Forwarder {
 
     /// Puts the terminal back now, with an error if that is impossible; a drop does it silently.
     pub fn close(mut self) -> Result<()> {
+        self.wash();
         self.terminal.as_mut().map_or(Ok(()), Terminal::restore)
     }
 
@@ -359,9 +363,13 @@ impl Forwarder {
             Err(errno) => return Err(errno).context("reading from the pty"),
             Ok(count) => count,
         };
+        let mut shown = |bytes: &[u8]| match &mut self.tint {
+            Some(tint) => pty.to_screen.extend(tint.feed(bytes)),
+            None => pty.to_screen.extend(bytes),
+        };
         match (pty.packets, piece[0]) {
-            (false, _) => pty.to_screen.extend(&piece[..count]),
-            (true, PACKET_DATA) => pty.to_screen.extend(&piece[1..count]),
+            (false, _) => shown(&piece[..count]),
+            (true, PACKET_DATA) => shown(&piece[1..count]),
             (true, status) if status & PACKET_MODES != 0 => self.settle()?,
             // Flow control and flushes happen at the user's terminal by themselves.
             (true, _) => {}

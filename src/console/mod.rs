@@ -5,6 +5,7 @@
 //! * [`terminal`] changes the modes of the user's terminal and always changes them back.
 //! * [`forward`] carries the bytes between the two, inside the supervisor's event loop.
 //! * [`endpoint`] reads and writes streams that others share, without ever blocking on them.
+//! * [`tint`] keeps a background colour in what is shown (pure).
 //! * [`hotkey`] knows the keys that mean something to rspawn itself (pure).
 //!
 //! Invariants: **`O_NONBLOCK` is never set on a description that another process may share**; **modes
@@ -16,3 +17,4 @@ pub mod hotkey;
 pub mod mode;
 pub mod pty;
 pub mod terminal;
+pub mod tint;

@@ -9,6 +9,7 @@ mod apply;
 mod attributes;
 mod custom;
 mod disk;
+mod label;
 mod layers;
 mod opened;
 mod partial;
@@ -21,11 +22,13 @@ pub(crate) use apply::{
 };
 pub use custom::{Custom, CustomKind, custom};
 pub(crate) use disk::disk;
+pub use label::labelled;
 pub use opened::Opened;
+pub(crate) use opened::bind;
 pub use partial::Part;
-pub use scratch::Scratch;
+pub use scratch::{Scratch, places_of_work};
 pub use table::{Api, Writable, table};
-pub(crate) use table::{BOOT_ID, EMPTY};
+pub(crate) use table::{BOOT_ID, EMPTY, KMSG};
 
 use std::borrow::Cow;
 use std::fmt;

@@ -74,6 +74,15 @@ impl Opened {
     }
 }
 
+/// Mounts one row at once: what is open as `source`, without what is mounted below it.
+///
+/// # Errors
+/// When it cannot be mounted.
+pub(crate) fn bind(source: BorrowedFd<'_>, row: &Mount, root: &InRoot) -> Result<()> {
+    let made = apply::copy(source, false, row.attrs).with_context(|| describe(row))?;
+    place(row, &made, root)
+}
+
 fn source(row: &Mount, scratch: &Scratch) -> Result<Source> {
     Ok(match &row.kind {
         Kind::Bind { from: From::Host(path), recursive } => {

@@ -87,6 +87,17 @@ impl Scratch {
     }
 }
 
+/// Where a killed run may have left working directories of these mounts.
+pub fn places_of_work(mounts: &[Custom]) -> Vec<PathBuf> {
+    let uppers = mounts.iter().filter_map(writable_upper);
+    let parent = |upper: &From| match upper {
+        From::Host(path) => path.parent().map(Path::to_owned),
+        // A path of the container is not looked up here; the next run takes over what lies there.
+        From::Inside(_) | From::Scratch(_) => None,
+    };
+    uppers.filter_map(parent).collect()
+}
+
 fn sources(mount: &Custom) -> Vec<&From> {
     match &mount.kind {
         CustomKind::Bind { from, .. } => vec![from],

@@ -16,6 +16,8 @@ const FRESH: Attrs = Attrs { strictatime: true, ..HARMLESS };
 
 /// Where [`crate::tree`] puts what the rows below mount: an empty file, and the id of this boot.
 pub(crate) const EMPTY: &str = "/run/host/inaccessible/reg";
+/// See [`EMPTY`]: a pipe without messages (DEV-06).
+pub(crate) const KMSG: &str = "/run/host/proc-kmsg";
 /// See [`EMPTY`].
 pub(crate) const BOOT_ID: &str = "/run/host/proc-sys-kernel-random-boot-id";
 
@@ -64,6 +66,9 @@ pub struct Api {
     pub own_network: bool,
     /// Whether /tmp is a tmpfs (`SYSTEMD_NSPAWN_TMPFS_TMP`, F-05).
     pub tmp: bool,
+    /// Whether the kernel has SELinux. Asking it for the file system where it has not makes it look for a module,
+    /// at every start.
+    pub selinux: bool,
 }
 
 /// The rows of the API file systems, in the order in which they are mounted.
@@ -114,7 +119,9 @@ pub fn table(api: &Api) -> Vec<Mount> {
         Mount { point: Point::Exists, ..mount.may_fail() }
     };
     rows.push(below_sys("/sys/fs/cgroup", "cgroup2"));
-    rows.push(below_sys("/sys/fs/selinux", "selinuxfs"));
+    if api.selinux {
+        rows.push(below_sys("/sys/fs/selinux", "selinuxfs"));
+    }
     if network {
         // Before what is above it, which takes it along.
         let row = read_only("/proc/sys/net", Kind::Again, Need::May);
@@ -127,6 +134,7 @@ pub fn table(api: &Api) -> Vec<Mount> {
     }
     let file = |path| Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false };
     rows.extend(MASKED.map(|path| read_only(path, file(EMPTY), Need::May)));
+    rows.push(read_only("/proc/kmsg", file(KMSG), Need::May));
     rows.push(read_only("/proc/sys/kernel/random/boot_id", file(BOOT_ID), Need::Must));
     // Last, since what was mounted from there is not to lose its own attributes.
     rows.push(read_only("/run/host", Kind::Again, Need::Must));
@@ -150,8 +158,10 @@ fn read_only(on: &str, kind: Kind, need: Need) -> Mount {
 mod tests {
     use super::*;
 
-    const ORDINARY: Api = Api { writable: Writable::No, own_network: false, tmp: true };
+    const ORDINARY: Api =
+        Api { writable: Writable::No, own_network: false, tmp: true, selinux: true };
 
+    /// MNT-01…10, M-05, S-06.
     #[test]
     fn the_table_is_what_the_manual_says() {
         let rows: Vec<String> = table(&ORDINARY).iter().map(ToString::to_string).collect();
@@ -181,6 +191,7 @@ inner /proc/kallsyms   bind of /run/host/inaccessible/reg inside ro nosuid nodev
 inner /proc/kcore      bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/keys       bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
 inner /proc/timer_list bind of /run/host/inaccessible/reg inside ro nosuid nodev noexec (if possible)
+inner /proc/kmsg       bind of /run/host/proc-kmsg inside ro nosuid nodev noexec (if possible)
 inner /proc/sys/kernel/random/boot_id bind of /run/host/proc-sys-kernel-random-boot-id inside ro nosuid nodev noexec
 inner /run/host        itself ro nosuid nodev noexec"
         );
@@ -204,7 +215,7 @@ inner /run/host        itself ro nosuid nodev noexec"
     #[test]
     fn what_can_be_written_depends_on_the_network_and_on_the_variable() {
         use Writable::{Network, No, Yes};
-        let api = |writable, own_network| Api { writable, own_network, tmp: false };
+        let api = |writable, own_network| Api { writable, own_network, tmp: false, selinux: false };
         let (part_ro, net) = (format!("{PART} ro"), "/proc/sys/net itself (if possible)");
         let sys = "/proc/sys itself ro";
         assert_eq!(kernel(api(No, false)), ["/sys sysfs ro", sys, MASK]);

@@ -74,6 +74,14 @@ enum Kind {
 }
 
 impl Layer {
+    /// The rung that it is.
+    pub(super) fn rung(&self) -> Rung {
+        match self.kind {
+            Kind::Snapshot { .. } => Rung::Snapshot,
+            Kind::Overlay { .. } => Rung::Overlay,
+        }
+    }
+
     /// A new mount of the source with the layer, attached nowhere yet.
     pub(super) fn mounted(&mut self, source: BorrowedFd<'_>) -> Result<OwnedFd> {
         match &mut self.kind {

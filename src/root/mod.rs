@@ -35,8 +35,8 @@ use serde::Serialize;
 use self::discover::{Programs, Role};
 use self::image::{Image, Part};
 use self::throwaway::{Throwaway, Wanted};
-use crate::errors::hinted;
-use crate::ids::{self, Id};
+use crate::errors::{hinted, warn};
+use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
 use crate::settings::value::{ImagePolicy, Volatile};
@@ -145,6 +145,8 @@ impl fmt::Display for Rung {
 #[derive(Debug)]
 pub struct Root {
     source: Source,
+    /// Which rung was taken for a throw-away layer or copy.
+    rung: Option<Rung>,
     machine_id: Option<Id>,
     /// Held as long as the session.
     _locks: Vec<lock::Lock>,
@@ -166,6 +168,18 @@ impl Root {
     /// The machine id that the tree has.
     pub fn machine_id(&self) -> Option<&Id> {
         self.machine_id.as_ref()
+    }
+
+    /// How the tree was come by: as it is, or by the rung that was taken.
+    pub fn way(&self) -> &'static str {
+        match (self.rung, &self.source) {
+            (None, Source::Image { .. }) => "image",
+            (None, _) => "directory",
+            (Some(Rung::Snapshot), _) => "snapshot",
+            (Some(Rung::Overlay), _) => "overlay",
+            (Some(Rung::Reflink), _) => "reflink",
+            (Some(Rung::Copy), _) => "copy",
+        }
     }
 
     /// The tree itself, where it is a directory without a throw-away layer over it.
@@ -207,16 +221,17 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
                 true => lock::tree(path, source.as_fd(), *access)?,
                 false => Vec::new(),
             };
-            Ok(Root { source: Source::Directory(source), machine_id, _locks: locks })
+            Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
         }
         RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
             let (source, machine_id) = tree(path, spec)?;
             let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
-            Ok(Root { source: Source::Layer(source, layer), machine_id, _locks: Vec::new() })
+            let rung = Some(layer.rung());
+            Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
         }
         RootSpec::Image { access, policy, throw_away, .. } => {
             let policy = policy.as_ref();
-            let Throwaway { image, holder, locks } = match throw_away {
+            let Throwaway { image, rung, holder, locks } = match throw_away {
                 None => {
                     let file = image::open(path, *access)?;
                     let locks = match knobs.locks {
@@ -224,7 +239,7 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
                         false => Vec::new(),
                     };
                     let image = Image::attach(file, path, *access, policy)?;
-                    Throwaway { image, holder: None, locks }
+                    Throwaway { image, rung: None, holder: None, locks }
                 }
                 Some(Ladder { rungs, elsewhere }) => {
                     let (access, locks) = (*access, knobs.locks);
@@ -236,9 +251,9 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
             // Unlike a directory it is not looked at whether it holds an OS tree (CHK-03).
             let parts = image.mounted().with_context(|| format!("\"{}\"", path.display()))?;
             let root = parts.first().context("the image has no root")?;
-            let machine_id = id_of(&new_root(root.mount.as_fd(), spec)?, spec);
+            let machine_id = machine_id(path, &new_root(root.mount.as_fd(), spec)?, spec);
             let source = Source::Image { image, holder: holder.map(Rc::new), first: Some(parts) };
-            Ok(Root { source, machine_id, _locks: locks })
+            Ok(Root { source, rung, machine_id, _locks: locks })
         }
     }
 }
@@ -248,7 +263,8 @@ fn tree(path: &Path, spec: &Spec) -> Result<(OwnedFd, Option<Id>)> {
     let source = open_source(path)?;
     let root = new_root(source.as_fd(), spec)?;
     check(path, &root, &spec.start, &spec.knobs)?;
-    Ok((source, id_of(&root, spec)))
+    let machine_id = machine_id(path, &root, spec);
+    Ok((source, machine_id))
 }
 
 /// The directory that becomes the root, in a tree that is attached nowhere yet.
@@ -260,9 +276,20 @@ fn new_root(tree: BorrowedFd<'_>, spec: &Spec) -> Result<InRoot> {
     }
 }
 
-/// The id that the container will find; with an empty /etc it finds none.
-fn id_of(root: &InRoot, spec: &Spec) -> Option<Id> {
-    if spec.volatile == Volatile::Yes { None } else { ids::of_tree(root) }
+/// The id that the container will find, which is none in an empty /etc; what is no id is told of.
+fn machine_id(path: &Path, root: &InRoot, spec: &Spec) -> Option<Id> {
+    if spec.volatile == Volatile::Yes {
+        return None;
+    }
+    match ids::of_tree(root) {
+        OfTree::Id(id) => Some(id),
+        OfTree::None => None,
+        OfTree::Garbage => {
+            let shown = path.display();
+            warn(format_args!("/etc/machine-id of \"{shown}\" holds no machine id"));
+            None
+        }
+    }
 }
 
 fn open_source(path: &Path) -> Result<OwnedFd> {

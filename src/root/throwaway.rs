@@ -45,6 +45,8 @@ pub(super) struct Wanted<'a> {
 #[derive(Debug)]
 pub(super) struct Throwaway {
     pub(super) image: Image,
+    /// The rung that bore, once it is known.
+    pub(super) rung: Option<Rung>,
     /// The directory of upper layers, if the image itself is below an overlay.
     pub(super) holder: Option<Holder>,
     pub(super) locks: Vec<Lock>,
@@ -68,7 +70,7 @@ pub(super) fn make(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Throwaway> {
                 if wanted.verbosity == Verbosity::Verbose {
                     eprintln!("rspawn: {told}{rung}: ok");
                 }
-                return Ok(made);
+                return Ok(Throwaway { rung: Some(*rung), ..made });
             }
             Err(Refused(why)) => {
                 // Writing to a string cannot fail.
@@ -96,7 +98,7 @@ fn over(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Result<Throwaway, Refuse
         Ok(holder) => Some(holder),
         Err(refused) => return Ok(Err(refused)),
     };
-    Ok(Ok(Throwaway { image, holder, locks }))
+    Ok(Ok(Throwaway { image, rung: None, holder, locks }))
 }
 
 type Copy = fn(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>>;
@@ -115,7 +117,7 @@ fn copied(wanted: &Wanted<'_>, way: Copy) -> Result<Result<Throwaway, Refused>> 
         return Ok(Err(Refused(errno.to_string())));
     }
     let image = Image::attach(to, wanted.path, wanted.access, wanted.policy)?;
-    Ok(Ok(Throwaway { image, holder: None, locks: Vec::new() }))
+    Ok(Ok(Throwaway { image, rung: None, holder: None, locks: Vec::new() }))
 }
 
 /// A new file on the file system of `path` that has no name, or has lost it when this returns.

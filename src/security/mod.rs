@@ -8,3 +8,4 @@
 pub mod caps;
 pub mod limits;
 pub mod seccomp;
+pub mod selinux;

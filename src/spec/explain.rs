@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use super::{Calls, Knobs, Limits, Network, Spec, Start};
-use crate::mounts::{Mount, custom, table};
+use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, Ladder, RootSpec, Rung};
 use crate::settings::value::Volatile;
 
@@ -33,7 +33,7 @@ pub fn json(spec: &Spec) -> String {
 }
 
 fn rows(spec: &Spec) -> Vec<Mount> {
-    let mut rows = table(&spec.api);
+    let mut rows = labelled(table(&spec.api), spec.labels.files.as_deref());
     rows.extend(custom(&spec.mounts));
     rows
 }
@@ -51,6 +51,9 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
         facts.push(("volatile", spec.volatile.to_string()));
     }
     facts.push(("start", start(&spec.start)));
+    if spec.has_stub {
+        facts.push(("process-1", "a stub; the payload is process 2".to_owned()));
+    }
     facts.push(("user", spec.user.to_string()));
     if let Some(dir) = &spec.chdir {
         facts.push(("chdir", dir.display().to_string()));
@@ -67,9 +70,16 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     };
     facts.push(("network", network.to_owned()));
     let console = if spec.wiring.pty { "pseudo-terminal" } else { "our own streams" };
+    let integration = &spec.integration;
+    facts.push(("name-servers", integration.name_servers.to_string()));
+    facts.push(("time-zone", integration.time_zone.to_string()));
+    facts.push(("journal", integration.journal.to_string()));
     facts.push(("console", console.to_owned()));
     if spec.handover.count() > 0 {
         facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));
+    }
+    if let Some(signal) = spec.kill_signal {
+        facts.push(("asked-to-end", format!("by {signal}")));
     }
     if spec.notify_ready {
         facts.push(("ready", "when the container says so".to_owned()));
@@ -79,6 +89,9 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     }
     facts.push(("capabilities", spec.capabilities.to_string()));
     facts.push(("system-calls", calls(spec.calls.as_ref())));
+    for (what, label) in [("label", &spec.labels.process), ("label-of-files", &spec.labels.files)] {
+        facts.extend(label.iter().map(|label| (what, label.clone())));
+    }
     if spec.limits != Limits::default() {
         facts.push(("limits", limits(&spec.limits)));
     }
@@ -135,6 +148,9 @@ fn calls(calls: Option<&Calls>) -> String {
     }
     if calls.suppress_sync {
         text.push_str(", syncing does nothing");
+    }
+    if let Some(families) = &calls.families {
+        text.push_str(&format!(", sockets: {families}"));
     }
     text
 }

@@ -14,13 +14,16 @@ use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
 use crate::credentials::Wanted;
 use crate::errors::Verbosity;
+use crate::exit::Restart;
 use crate::handover::Handover;
+use crate::integration::Integration;
 use crate::mounts::{Api, Custom};
 use crate::root::RootSpec;
 use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
-use crate::settings::value::{ExitMode, PivotRoot, Rlimit, User, Volatile};
+use crate::security::seccomp::families::Families;
+use crate::settings::value::{ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
 
 /// What will be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,8 +58,12 @@ pub struct Spec {
     pub credentials: Vec<Wanted>,
     /// Whose network it sees.
     pub network: Network,
+    /// What it sees of the host's configuration.
+    pub integration: Integration,
     /// How it reaches the user's terminal.
     pub wiring: Wiring,
+    /// The background colour of its output at a terminal, as `ESC [ … m` takes it (C-02).
+    pub background: Option<String>,
     /// What ends it from the keyboard.
     pub escape_key: EscapeKey,
     /// The capability bounding set (CLI-21).
@@ -71,16 +78,33 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether it can gain no privileges by exec.
     pub no_new_privileges: bool,
+    /// Whether process 1 is a stub of ours and the payload process 2 (E-01).
+    pub has_stub: bool,
     /// Which of our caller's descriptors are the payload's (FDS-02).
     pub handover: Handover,
+    /// What asks process 1 to end, before it is killed (E-06).
+    pub kill_signal: Option<KillSignal>,
+    /// Who starts it again when it reboots (RUN-12, RUN-14).
+    pub restart: Restart,
     /// Whether the container is ready only once it says so (E-07).
     pub notify_ready: bool,
+    /// The SELinux contexts that were asked for.
+    pub labels: Labels,
     /// What is told on stderr.
     pub verbosity: Verbosity,
     /// What our exit code means.
     pub exit_mode: ExitMode,
     /// What variables of systemd-nspawn's own say.
     pub knobs: Knobs,
+}
+
+/// SELinux contexts, of kernels that have them (S-05).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// Of the payload.
+    pub process: Option<String>,
+    /// Of the files in API file systems (MNT-22).
+    pub files: Option<String>,
 }
 
 /// What is done unless a `SYSTEMD_NSPAWN_*` variable says otherwise (F-05).
@@ -103,6 +127,13 @@ impl Default for Knobs {
     }
 }
 
+impl Spec {
+    /// Whether what runs in the container can be expected to reboot it: an init, or a stub that acts as one.
+    pub fn may_reboot(&self) -> bool {
+        self.has_stub || matches!(self.start, Start::Init { .. })
+    }
+}
+
 /// Which system calls the payload may make (S-03, E-08).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Calls {
@@ -110,6 +141,15 @@ pub struct Calls {
     pub lists: CallLists,
     /// Whether calls that wait for a disk do nothing.
     pub suppress_sync: bool,
+    /// Which families of sockets there are, if not all (S-04).
+    pub families: Option<Families>,
+}
+
+impl Calls {
+    /// Whether the user asked for anything that only a filter can do.
+    pub fn is_asked_for(&self) -> bool {
+        *self != Self::default()
+    }
 }
 
 /// What the payload may use up, where that is not the default.

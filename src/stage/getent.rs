@@ -80,7 +80,7 @@ pub(super) fn ask(spec: &Spec, database: &str, key: &OsStr) -> Result<Answer> {
         waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)
     });
     let ended = ended.context("waiting for getent")?.context("getent has no status")?;
-    end_what_is_left()?;
+    end_what_is_left(spec)?;
     if let Some((report, _)) = refused {
         return Err(super::told(report)).with_context(what);
     }
@@ -162,9 +162,10 @@ fn become_getent(
     ))
 }
 
-/// Kills and reaps what getent has left running. Where process 1 is not ours there is no way to know it.
-fn end_what_is_left() -> Result<()> {
-    if !getpid().is_init() {
+/// Kills and reaps what getent has left running: in a PID namespace of the container's nothing else runs yet but us
+/// and, with a stub, process 1, which no signal from inside reaches (kill(2)).
+fn end_what_is_left(spec: &Spec) -> Result<()> {
+    if !getpid().is_init() && !spec.has_stub {
         return Ok(());
     }
     match kill(Pid::from_raw(-1), Signal::SIGKILL) {

@@ -7,30 +7,34 @@
 //! It is a child of the supervisor, not of outer, so that its parent-death signal is the supervisor's
 //! death (R7), and it is reaped there.
 
+use std::cell::Cell;
+use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{
-    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal,
+    DumpableBehavior, PidfdFlags, Signal, getpid, pidfd_open, set_dumpable_behavior,
+    set_parent_process_death_signal,
 };
 
 use super::link::Link;
-use super::payload;
 use super::protocol::{FromInner, ToInner};
 use super::user::{self, Identity};
-use crate::console::pty;
+use super::{Parent, fork, payload, stub};
+use crate::console::pty::{self, Pty};
 use crate::credentials::{self, Credential};
-use crate::errors::Report;
+use crate::errors::{Report, hinted};
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Opened, Stage};
-use crate::security::{caps, limits, seccomp};
+use crate::security::{caps, limits, seccomp, selinux};
 use crate::settings::value::Limit;
-use crate::spec::{Network, Spec};
+use crate::spec::{Calls, Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
@@ -50,7 +54,7 @@ pub(super) fn run(
     mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
     custom.mount(Stage::Inner, &root)?;
     drop(custom);
-    let console = connect_console(spec, &root, link)?;
+    let console = open_console(spec, &root, link)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
     if spec.network == Network::Private {
         crate::sys::network::bring_up("lo").context("bringing up the loopback interface")?;
@@ -59,16 +63,64 @@ pub(super) fn run(
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
     mount_change("/", shared).context("sharing the container's mounts inside")?;
     shed_what_is_inherited(spec, &root)?;
+    if !spec.has_stub {
+        return become_payload(spec, machine_id, credentials, root, console, None, link);
+    }
+    // Nothing that the payload sends to the stub may come before it can take it.
+    SigSet::all().thread_block().context("blocking signals")?;
+    let (stub_runs, until_stub_runs) = std::io::pipe().context("making a pipe to the payload")?;
+    // The child lets go of its copy; ours is closed by exec.
+    let until_stub_runs = Cell::new(Some(until_stub_runs));
+    let payload = fork(
+        0,
+        Parent::Us,
+        || {
+            drop(until_stub_runs.take());
+            // It dies with the stub, and so with the supervisor.
+            tie_to_supervisor(link)?;
+            let us = pidfd_open(getpid(), PidfdFlags::empty()).context("naming the payload")?;
+            link.send(&FromInner::Payload, Some(us.as_fd()))?;
+            drop(us);
+            become_payload(spec, machine_id, credentials, root, console, Some(stub_runs), link)
+        },
+        |error| tell(link, &error),
+    )
+    .context("making a process for the payload")?;
+    give_up_privileges(spec, &Identity::root("root".to_owned()), link)?;
+    match stub::become_stub(payload.pid, spec.exit_mode)? {}
+}
+
+/// The rest of the way, in the process that will be the payload.
+fn become_payload(
+    spec: &Spec,
+    machine_id: &Id,
+    credentials: &[Credential],
+    root: InRoot,
+    console: Option<Pty>,
+    stub_runs: Option<PipeReader>,
+    link: &Link<FromInner, ToInner>,
+) -> Result<()> {
+    let number = console.as_ref().map(|console| console.number);
+    pty::attach(console.map(|console| console.slave), &spec.wiring)?;
     let user = user::settle(spec, &root)?;
-    if let Some(number) = console.filter(|_| !user.is_root()) {
+    if let Some(number) = number.filter(|_| !user.is_root()) {
         user::give_console(&root, number, &user)?;
     }
     credentials::mount(&root, credentials, user.uid, user.gid)?;
+    if let Some(label) = &spec.labels.process {
+        selinux::label_next_exec(label)?;
+    }
+    let kmsg = tree::open_kmsg(&root)?;
     drop(root);
-    link.send(&FromInner::Ready, None)?;
+    link.send(&FromInner::Ready, Some(kmsg.as_fd()))?;
+    drop(kmsg);
     match link.recv()? {
         Some((ToInner::Go, _)) => {}
         None => bail!("the supervisor is gone"),
+    }
+    // Before that, /proc/1/exe is our binary (R11).
+    if let Some(mut end) = stub_runs {
+        end.read_to_end(&mut Vec::new()).context("waiting for the stub")?;
     }
     give_up_privileges(spec, &user, link)?;
     let refusal = payload::exec(spec, machine_id, &user);
@@ -100,15 +152,13 @@ fn open_directory(path: &str) -> Result<rustix::fd::OwnedFd> {
         .with_context(|| format!("opening the container's {path}"))
 }
 
-/// Opens the pty in the container's own devpts, sends its master up and makes it ours (DEV-04). Returns its
-/// number, if there is one.
-fn connect_console(
+/// Opens the pty in the container's own devpts and sends its master up (DEV-04).
+fn open_console(
     spec: &Spec,
     root: &InRoot,
     link: &Link<FromInner, ToInner>,
-) -> Result<Option<u32>> {
+) -> Result<Option<Pty>> {
     if !spec.wiring.pty {
-        pty::attach(None, &spec.wiring)?;
         return Ok(None);
     }
     let devpts = root
@@ -118,8 +168,7 @@ fn connect_console(
     console.give_to(0, 0)?;
     tree::console(root, console.number)?;
     link.send(&FromInner::Console, Some(console.master.as_fd()))?;
-    pty::attach(Some(console.slave), &spec.wiring)?;
-    Ok(Some(console.number))
+    Ok(Some(console))
 }
 
 /// Limits, keyring and audit id of whoever called us are not the payload's (E-10, NS-03, R-01).
@@ -151,13 +200,8 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
 
 /// In the order in which each step can still be taken: the filter needs CAP_SYS_ADMIN.
 fn give_up_privileges(spec: &Spec, user: &Identity, link: &Link<FromInner, ToInner>) -> Result<()> {
-    if let Some(calls) = spec.calls.as_ref().filter(|_| seccomp::is_available()) {
-        let extras = seccomp::Extras {
-            shares_terminal: spec.wiring.exposes_terminal,
-            suppress_sync: calls.suppress_sync,
-        };
-        let program = seccomp::Program::new(spec.capabilities, &calls.lists, extras)?;
-        seccomp::load(&program)?;
+    if let Some(calls) = &spec.calls {
+        filter_calls(spec, calls)?;
     }
     caps::apply(spec.capabilities, spec.ambient, || user.assume())?;
     tie_to_supervisor(link)?;
@@ -165,4 +209,27 @@ fn give_up_privileges(spec: &Spec, user: &Identity, link: &Link<FromInner, ToInn
         limits::set_no_new_privs()?;
     }
     Ok(())
+}
+
+/// SEC-04: a kernel without filters gets none, as with systemd-nspawn, unless one was asked for.
+fn filter_calls(spec: &Spec, calls: &Calls) -> Result<()> {
+    if !seccomp::is_available() {
+        ensure!(
+            !calls.is_asked_for(),
+            hinted(
+                "filtering system calls: this kernel cannot",
+                "it needs CONFIG_SECCOMP_FILTER for --system-call-filter=, --restrict-address-families= and --suppress-sync=",
+            )
+        );
+        return Ok(());
+    }
+    let extras = seccomp::Extras {
+        shares_terminal: spec.wiring.exposes_terminal,
+        suppress_sync: calls.suppress_sync,
+    };
+    let mut program = seccomp::Program::new(spec.capabilities, &calls.lists, extras)?;
+    if let Some(families) = &calls.families {
+        program = program.restricted_to(families)?;
+    }
+    seccomp::load(&program)
 }

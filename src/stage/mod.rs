@@ -15,8 +15,13 @@
 //!     │  ◀── end of the link: it has exec'd ───────────────┘
 //! ```
 //!
+//! With `--as-pid2` inner forks once more, announces that process as `Payload`, and becomes a stub (E-01); the
+//! new process goes on in its place.
+//!
 //! A stage that fails sends `Failed` instead, and only the supervisor tells the user.
 
+mod boot;
+mod children;
 mod exec;
 mod fork;
 mod getent;
@@ -25,10 +30,12 @@ mod link;
 mod outer;
 mod payload;
 mod protocol;
+mod stub;
 mod supervisor;
 mod user;
 
 pub use fork::{Child, Parent, fork};
+pub use stub::is_available as has_stub;
 pub use supervisor::run;
 
 /// An error that another stage has sent.

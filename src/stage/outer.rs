@@ -19,6 +19,7 @@ use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
+use crate::integration;
 use crate::mounts::{self, Opened, Scratch, Stage};
 use crate::notify::Inbox;
 use crate::root::{Access, Mounted};
@@ -64,7 +65,8 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     if spec.volatile == Volatile::No && spec.root.access() == Access::Read {
         mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
     }
-    mounts::apply(&mounts::table(&spec.api), Stage::Outer, &tree)?;
+    let rows = mounts::labelled(mounts::table(&spec.api), spec.labels.files.as_deref());
+    mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
     tree::host_files(&tree, ids)?;
     inbox.appear(&tree)?;
@@ -72,6 +74,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
         credentials::make_place(&tree)?;
     }
     tree::covers(&tree)?;
+    integration::apply(&spec.integration, ids, &tree)?;
     custom.mount(Stage::Outer, &tree)?;
     switch_root(&tree)?;
     let child = fork(

@@ -21,7 +21,10 @@ pub(super) enum FromOuter {
 pub(super) enum FromInner {
     /// With the master of the container's pty.
     Console,
-    /// Everything is set up; the payload waits for [`ToInner::Go`].
+    /// With a pidfd: the payload is not process 1 but this one.
+    Payload,
+    /// With the pipe that is its /proc/kmsg, to be held: everything is set up; the payload waits for
+    /// [`ToInner::Go`].
     Ready,
     /// This stage is over.
     Failed(Report),
@@ -47,6 +50,8 @@ pub(super) enum Step {
     Inner,
     /// [`FromInner::Console`].
     Console,
+    /// [`FromInner::Payload`].
+    Payload,
     /// [`FromInner::Ready`].
     Ready,
     /// The end of inner's link: the payload runs.
@@ -58,6 +63,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Inner => "making the container's namespaces",
             Self::Console => "opening the container's console",
+            Self::Payload => "making a process for the payload",
             Self::Ready => "setting up the container",
             Self::Exec => "executing the payload",
         })
@@ -72,9 +78,12 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// The steps of a container with a pty or without one.
-    pub(super) fn new(pty: bool) -> Self {
+    /// The steps of a container with a pty or without one, and with a stub or without one.
+    pub(super) fn new(pty: bool, stub: bool) -> Self {
         let mut left = vec![Step::Exec, Step::Ready];
+        if stub {
+            left.push(Step::Payload);
+        }
         if pty {
             left.push(Step::Console);
         }
@@ -103,9 +112,9 @@ impl Sequence {
 mod tests {
     use super::*;
 
-    const ALL: [Step; 4] = [Step::Inner, Step::Console, Step::Ready, Step::Exec];
+    const ALL: [Step; 5] = [Step::Inner, Step::Console, Step::Payload, Step::Ready, Step::Exec];
 
-    /// Every order of the four steps.
+    /// Every order of the five steps.
     fn orders() -> Vec<Vec<Step>> {
         let mut orders = vec![Vec::new()];
         for _ in 0..ALL.len() {
@@ -131,7 +140,7 @@ mod tests {
         let accepted: Vec<_> = orders()
             .into_iter()
             .filter(|order| {
-                let mut sequence = Sequence::new(true);
+                let mut sequence = Sequence::new(true, true);
                 order.iter().all(|step| sequence.take(*step).is_ok())
             })
             .collect();
@@ -140,7 +149,7 @@ mod tests {
 
     #[test]
     fn without_a_pty_no_console_is_accepted() {
-        let mut sequence = Sequence::new(false);
+        let mut sequence = Sequence::new(false, false);
         sequence.take(Step::Inner).unwrap();
         assert_eq!(sequence.due(), Some(Step::Ready));
         assert!(sequence.take(Step::Console).is_err());
@@ -148,7 +157,7 @@ mod tests {
 
     #[test]
     fn nothing_is_accepted_twice() {
-        let mut sequence = Sequence::new(false);
+        let mut sequence = Sequence::new(false, false);
         sequence.take(Step::Inner).unwrap();
         assert!(sequence.take(Step::Inner).is_err());
     }

@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{
-    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, accessat, fstat, mkdirat, openat,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, fstat, mkdirat, openat};
 use rustix::io::Errno;
 
 use crate::inroot::{InRoot, Links};
@@ -66,8 +64,7 @@ fn copy_device(dev: &OwnedFd, name: &str, required: bool) -> Result<()> {
     let stat = fstat(&host).context("looking at the host's")?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     ensure!(kind == FileType::CharacterDevice, "the host's is no character device but a {kind:?}");
-    // EACCES and EPERM: somebody, a cgroup for one, does not let us.
-    if !required && accessat(CWD, &path, Access::READ_OK, AtFlags::empty()).is_err() {
+    if !required && !can_be_opened(&path) {
         return Ok(());
     }
     if let Some((parent, _)) = name.split_once('/') {
@@ -83,6 +80,12 @@ fn copy_device(dev: &OwnedFd, name: &str, required: bool) -> Result<()> {
     let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
     rustix::fs::symlinkat(format!("../{name}"), dev, format!("char/{major}:{minor}"))
         .context("making its link in /dev/char")
+}
+
+/// Whether there is a driver behind the node, and nobody, a cgroup for one, keeps us from it.
+fn can_be_opened(path: &str) -> bool {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).is_ok()
 }
 
 fn own(dev: &OwnedFd, name: &str, stat: &rustix::fs::Stat) -> Result<(), Errno> {

@@ -171,7 +171,7 @@ fn sources() -> Vec<String> {
 
 fn the_manual_names_every_variable() {
     let text = manual();
-    let mut names = vec!["TERM".to_owned(), "LISTEN_FDS".to_owned()];
+    let mut names = ["TERM", "LISTEN_FDS", "CREDENTIALS_DIRECTORY"].map(str::to_owned).to_vec();
     for source in sources() {
         for prefix in ["\"SYSTEMD_", "\"XDG_", "\"TMPDIR", "\"NO_COLOR", "\"COLORTERM", "\"RSPAWN_"]
         {

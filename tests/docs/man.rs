@@ -58,6 +58,10 @@ const VARIABLES: &[(&str, &str)] = &[
         "XDG_CONFIG_HOME, XDG_RUNTIME_DIR",
         "With --user: where settings files are looked for, below systemd/nspawn.",
     ),
+    (
+        "CREDENTIALS_DIRECTORY",
+        "Where --load-credential= looks for a relative path: the service manager's credentials for rspawn.",
+    ),
     ("SYSTEMD_SECCOMP", "With a value of 0 system calls are not filtered."),
     ("SYSTEMD_SUPPRESS_SYNC", "The default of --suppress-sync=."),
     ("SYSTEMD_NSPAWN_LOCK", "With a value of 0 the tree is not locked."),
@@ -66,7 +70,17 @@ const VARIABLES: &[(&str, &str)] = &[
         "With a value of 0 a tree without an os-release file can be booted.",
     ),
     ("SYSTEMD_NSPAWN_USE_CGNS", "With a value of 0 the container has no cgroup namespace."),
+    (
+        "SYSTEMD_NSPAWN_API_VFS_WRITABLE",
+        "With yes, /sys and /proc/sys can be written to; with network, only what concerns the container's own network.",
+    ),
+    ("SYSTEMD_NSPAWN_TMPFS_TMP", "With a value of 0 no tmpfs is mounted on /tmp."),
     ("SYSTEMD_NSPAWN_CONTAINER_SERVICE", "What the variable \"container\" says inside."),
+    (
+        "SYSTEMD_NSPAWN_API_VFS_WRITABLE",
+        "With a value of 1 /sys and the kernel's settings can be written, with \"network\" those of the network.",
+    ),
+    ("SYSTEMD_NSPAWN_TMPFS_TMP", "With a value of 0 nothing is mounted on /tmp."),
     ("SYSTEMD_LOG_LEVEL", "How much is told, where neither --quiet nor --verbose is given."),
 ];
 

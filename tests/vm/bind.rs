@@ -29,6 +29,7 @@ cases![
     a_bind_can_lie_below_what_the_inner_stage_mounts,
     binds_in_any_order_do_not_hide_each_other,
     what_the_container_needs_is_not_bound_over,
+    a_place_in_a_read_only_tree_must_exist,
     a_relative_destination_is_refused,
     a_mapped_bind_needs_a_user_namespace,
 ];
@@ -370,4 +371,24 @@ fn a_destination_behind_a_link_to_nothing_is_made_inside(t: &Guest) -> Result<()
         .prints("contentcontentcontentcontent")?;
     ensure!(!outside.exists(), "the link was followed on the host");
     Ok(())
+}
+
+/// MNT-32, CLI-23: as with systemd-nspawn, since the tree stays as it is.
+fn a_place_in_a_read_only_tree_must_exist(t: &Guest) -> Result<()> {
+    let (tree, source) =
+        (t.tree().dir("mnt").build()?, t.tree().name("source").file("file", "content").build()?);
+    let from = source.path().display();
+    t.container(&tree)
+        .arg("--read-only")
+        .arg(format!("--bind={from}:/mnt"))
+        .sh("cat /mnt/file; touch /mnt/new; touch /new 2>/dev/null || echo refused")?
+        .prints("contentrefused")?;
+    for on in ["/new", "/mnt/a/b"] {
+        t.container(&tree)
+            .arg("--read-only")
+            .arg(format!("--bind={from}/file:{on}"))
+            .sh("true")?
+            .fails_with("Read-only file system")?;
+    }
+    tree.lacks("new")
 }

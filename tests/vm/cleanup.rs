@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use harness::case::Need;
 use harness::cases;
+use harness::fixture::container::Running;
+use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::Builder;
 use harness::guest::Guest;
 use harness::guest::observe::entries;
@@ -17,6 +19,10 @@ cases![
     the_next_start_removes_a_killed_ones_copy,
     the_next_start_removes_a_killed_ones_snapshot: [Need::Fs("btrfs")],
     a_running_ones_copy_is_not_removed,
+    cleanup_removes_what_a_killed_run_left_and_starts_nothing,
+    cleanup_says_what_it_needs,
+    the_layer_is_removed_after_everything_in_it_has_ended,
+    what_cannot_be_removed_is_told_and_the_exit_code_stays,
 ];
 
 const STAY: &str = "echo up; exec sleep 1000";
@@ -32,7 +38,12 @@ fn killed_with_its_launcher(
     tree: &harness::fixture::tree::Tree,
     script: &str,
 ) -> Result<()> {
-    let mut running = t.container(tree).start(script)?;
+    kill(t.container(tree).start(script)?)?;
+    sweep(t)
+}
+
+/// Kills a launcher once its payload has spoken, and sees everything that runs in the container end.
+fn kill(mut running: Running) -> Result<()> {
     running.next_line()?;
     let mut watched = Vec::new();
     for payload in running.payload()? {
@@ -49,7 +60,7 @@ fn killed_with_its_launcher(
         ensure!(ended == 1, "process {pid} of the container lives on");
     }
     running.end()?;
-    sweep(t)
+    Ok(())
 }
 
 /// A killed launcher may leave files; the next start on the same tree removes them, and the leftovers check of the
@@ -107,6 +118,61 @@ fn a_running_ones_copy_is_not_removed(t: &Guest) -> Result<()> {
     t.container(&tree).arg("-x").sh("true")?.succeeds()?;
     running.end()?.prints("kept")?;
     Ok(())
+}
+
+/// G-05. Needs a difference: systemd-nspawn has it since version 257, and removes no copies by it.
+fn cleanup_removes_what_a_killed_run_left_and_starts_nothing(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let before = tree.listing()?;
+    kill(t.container(&tree).arg("-x").start("echo > /new; echo up; exec sleep 1000")?)?;
+    ensure!(copies(t.scratch())? == 1, "there is no copy to remove");
+    let run = t.container(&tree).arg("--cleanup").sh("echo started")?;
+    run.prints("")?;
+    ensure!(copies(t.scratch())? == 0, "the copy is still beside the tree");
+    tree.listing()?.same_as(&before)
+}
+
+/// G-05. Needs the same difference.
+fn cleanup_says_what_it_needs(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.command()
+        .arg("--cleanup")
+        .caller_directory(tree.path())
+        .run(&[])?
+        .fails_with("--machine=")?;
+    t.container(&tree).args(["--cleanup", "-x"]).run(&[])?.fails_with("--ephemeral")?;
+    Ok(())
+}
+
+/// CLN-01, RUN-09: what still runs when the payload ends is killed first; a process that goes on making files would
+/// otherwise keep the layer from being removed. The leftovers check finds what stays.
+fn the_layer_is_removed_after_everything_in_it_has_ended(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let script =
+        "(n=0; while :; do n=$((n + 1)); mkdir -p /made/$n && echo > /made/$n/file; done) &
+                  until [ -e /made/50/file ]; do :; done; exit 7";
+    t.container(&tree).arg("-x").sh(script)?.exits(7)?;
+    ensure!(copies(t.scratch())? == 0, "the layer is still beside the tree");
+    Ok(())
+}
+
+/// CLN-02, SNP-40: something of the host is mounted in the layer, so it cannot be removed. Needs a difference: the
+/// next start of systemd-nspawn 252 leaves the copy where it is.
+fn what_cannot_be_removed_is_told_and_the_exit_code_stays(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let mut running = t.container(&tree).arg("-x").start("echo up; cat > /dev/null; exit 5")?;
+    running.next_line()?;
+    let hidden = entries(t.scratch())?.into_iter().find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        path.is_dir() && name.starts_with(".#")
+    });
+    let layer = hidden.context("there is no layer beside the tree")?;
+    let busy = Mounted::tmpfs(&layer.join("busy"))?;
+    let run = running.end()?;
+    drop(busy);
+    run.exits(5)?;
+    ensure!(run.stderr.contains(&layer.display().to_string()), "the path is not told\n{run}");
+    sweep(t)
 }
 
 fn copies(dir: &Path) -> Result<usize> {

@@ -54,7 +54,7 @@ fn a_disk_that_is_bound_can_be_opened(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// P-04: the leftovers check of the suite sees whether it goes away.
+/// P-04, ORD-03: the payload is in it from the start; the leftovers check of the suite sees whether it goes away.
 fn a_container_has_a_cgroup_of_its_own(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let mut running = t.container(&tree).start("cat /proc/self/cgroup; exec sleep 1000")?;

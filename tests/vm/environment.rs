@@ -20,6 +20,7 @@ cases![
     os_release_need_not_be_there,
     the_hosts_cgroups_can_be_shown,
     a_variable_that_is_no_boolean_is_named,
+    a_log_level_for_other_programs_does_not_stop_us,
 ];
 
 /// ENV-01, ENV-02, ENV-03, E-09: all of it, by value. Needs a difference: systemd-nspawn 252 passes TERM on although
@@ -116,7 +117,7 @@ fn an_init_gets_assignments_as_its_environment(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// ENV-04, E-09: given or not, and the same as in /run/host.
+/// ENV-04, E-09, P-01: given or not, and the same as in /run/host; the tree's own counts more.
 fn the_containers_id_is_always_told(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let script = "[ $container_uuid = $(cat /run/host/container-uuid) ] && echo $container_uuid";
@@ -124,6 +125,14 @@ fn the_containers_id_is_always_told(t: &Guest) -> Result<()> {
     t.container(&tree).arg(format!("--uuid={id}")).sh(script)?.prints(id)?;
     let random = t.container(&tree).sh(script)?.text();
     ensure!(random.trim().len() == 36, "{random:?}");
+    drop(tree);
+    let own = "fedcba98-7654-3210-fedc-ba9876543210";
+    let text = format!("{}\n", own.replace('-', ""));
+    let tree = t.tree().file("etc/machine-id", &text).build()?;
+    t.container(&tree).arg(format!("--uuid={id}")).sh(script)?.prints(own)?;
+    let named = t.container(&tree).args(["-Mname-of-it", "--hostname=other-name"]);
+    named.sh("hostname")?.prints("other-name")?;
+    t.container(&tree).arg("-Mname-of-it").sh("hostname")?.prints("name-of-it")?;
     Ok(())
 }
 
@@ -213,6 +222,16 @@ fn a_variable_that_is_no_boolean_is_named(t: &Guest) -> Result<()> {
         "SYSTEMD_SUPPRESS_SYNC",
     ] {
         t.container(&tree).caller_env(name, "garbage").sh("echo ran")?.fails_with(name)?;
+    }
+    Ok(())
+}
+
+/// ENV-06: the variable is meant for every program of systemd, so what only they know is no error.
+fn a_log_level_for_other_programs_does_not_stop_us(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    for level in ["debug", "info,console:debug", "garbage", ""] {
+        let container = t.container(&tree).caller_env("SYSTEMD_LOG_LEVEL", level);
+        container.sh("echo ran")?.prints("ran")?;
     }
     Ok(())
 }

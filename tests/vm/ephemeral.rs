@@ -19,6 +19,7 @@ cases![
     many_ephemeral_containers_run_from_one_subvolume: [Need::Fs("btrfs")],
     a_tree_that_is_a_mount_point_is_ephemeral: [Need::Tool("mkfs.ext4"), Need::Module("loop")],
     an_ephemeral_read_only_tree_cannot_be_written,
+    the_layer_has_a_hidden_name_of_its_own_beside_the_tree,
 ];
 
 /// SNP-40, SNP-43: created, changed and removed files, and the tree is as it was.
@@ -127,4 +128,29 @@ fn an_ephemeral_read_only_tree_cannot_be_written(t: &Guest) -> Result<()> {
         .sh("! touch /new && echo done")?
         .prints("done")?;
     tree.lacks("new")
+}
+
+/// SNP-01, SNP-02: hidden, after the tree, with 16 digits that no other run has.
+fn the_layer_has_a_hidden_name_of_its_own_beside_the_tree(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("named").build()?;
+    let mut names = std::collections::BTreeSet::new();
+    for _ in 0..2 {
+        let mut running = t.container(&tree).arg("-x").start("echo up; cat > /dev/null")?;
+        running.next_line()?;
+        for path in entries(t.scratch())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // systemd-nspawn keeps its lock there too.
+            if name.starts_with(".#") && !name.ends_with(".lck") {
+                names.insert(name);
+            }
+        }
+        running.end()?.succeeds()?;
+    }
+    ensure!(names.len() == 2, "the layers of two runs were {names:?}");
+    for name in &names {
+        let digits = name.split("named").nth(1).unwrap_or_default();
+        let plain = digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure!(plain, "{name} does not end in 16 digits");
+    }
+    Ok(())
 }

@@ -1,11 +1,15 @@
 //! `--explain`: what would be done, without doing it. systemd-nspawn has no such option.
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::tree::Builder;
-use harness::guest::Guest;
+use harness::guest::{Guest, Subject};
 
-cases![explain_touches_nothing_and_needs_no_root, explain_as_json_is_json];
+cases![
+    explain_touches_nothing_and_needs_no_root: [Need::Only(Subject::Rspawn)],
+    explain_as_json_is_json: [Need::Only(Subject::Rspawn)],
+];
 
 const ORDINARY: &[&str] = &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
 

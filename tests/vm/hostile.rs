@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use harness::cases;
 use harness::fixture::tree::{Builder, Listing, Tree};
 use harness::guest::Guest;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, RenameFlags, inotify, renameat_with};
 use rustix::io::Errno;
 
 cases![
@@ -24,6 +25,7 @@ cases![
     a_race_for_the_places_of_mounts_is_lost: [] within 90,
     pipes_in_place_of_mount_points_are_not_waited_for: [] within 60,
     links_in_place_of_sources_and_layers_lead_nowhere: [] within 60,
+    a_source_that_is_exchanged_for_a_link_is_refused: [] within 60,
 ];
 
 /// Directories that set-up makes, fills or mounts on.
@@ -265,4 +267,56 @@ fn links_in_place_of_sources_and_layers_lead_nowhere(t: &Guest) -> Result<()> {
         }
     }
     outside.listing()?.same_as(&before)
+}
+
+/// flatpak CVE-2024-42472: an accomplice exchanges a source for a link, after it was looked up and before it is mounted.
+/// The making of directories for empty sources lies between the two, so that is what it waits for, and what is made
+/// plenty of. systemd-nspawn has no such directories between them.
+fn a_source_that_is_exchanged_for_a_link_is_refused(t: &Guest) -> Result<()> {
+    let outside =
+        Builder::empty(t.scratch()).name("outside").file("source/mark", "outside").build()?;
+    let way = Builder::empty(t.scratch())
+        .name("way")
+        .file("in/source/mark", "inside")
+        .link("link", outside.path())
+        .build()?;
+    let place = Builder::empty(t.scratch()).name("place").build()?;
+    let tree = t.tree().build()?;
+    let source = way.path().join("in/source");
+    let container = (0..100)
+        .fold(t.container(&tree), |container, n| container.arg(format!("--bind=:/run/{n}")))
+        .caller_env("TMPDIR", &place.path().display().to_string())
+        .arg(format!("--bind={}:/mnt/after/the/others", source.display()));
+    let exchange = || {
+        let (dir, link) = (way.path().join("in"), way.path().join("link"));
+        renameat_with(CWD, dir, CWD, link, RenameFlags::EXCHANGE)
+    };
+    let mut refused = 0;
+    for _ in 0..5 {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&watch, place.path(), inotify::WatchFlags::CREATE)?;
+        let accomplice = || -> Result<()> {
+            let bound = Timespec { tv_sec: 10, tv_nsec: 0 };
+            let seen = poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&bound))?;
+            ensure!(seen == 1, "nothing was made");
+            Ok(exchange()?)
+        };
+        let run = std::thread::scope(|scope| {
+            let accomplice = scope.spawn(accomplice);
+            let run = container.sh("cat /mnt/after/the/others/mark");
+            accomplice.join().map_err(|_| anyhow::anyhow!("the accomplice panicked"))??;
+            run
+        })?;
+        exchange()?;
+        ensure!(
+            !run.text().contains("outside"),
+            "the container was handed another directory\n{run}"
+        );
+        if !run.text().contains("inside") {
+            run.fails_with("exchanged for a link")?;
+            refused += 1;
+        }
+    }
+    ensure!(refused > 0, "the accomplice was too late each time");
+    Ok(())
 }

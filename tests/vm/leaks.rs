@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::fixture::container::Container;
 use harness::fixture::tree::Tree;
-use harness::guest::observe::mounts_of;
+use harness::guest::observe::{mounts_of, namespaces_of};
 use harness::guest::{Guest, Subject};
 use nix::unistd::{Gid, setgroups};
 use rustix::fs::Mode;
@@ -24,6 +24,7 @@ cases![
     no_mount_of_the_host_is_seen,
     nobody_looks_into_the_launcher_before_it_has_executed,
     a_descriptor_of_the_caller_is_no_way_to_a_directory,
+    all_is_set_up_when_the_payload_starts,
 ];
 
 /// Makes this process, which calls the launcher, an odd one.
@@ -278,5 +279,28 @@ fn a_descriptor_of_the_caller_is_no_way_to_a_directory(t: &Guest) -> Result<()> 
             .sh("echo in $(pwd)")?;
         run.fails_with("--chdir")?;
     }
+    Ok(())
+}
+
+/// ORD-01, F-06, NS-01: the namespaces of both children, and the last steps of each, seen by the first thing that runs.
+fn all_is_set_up_when_the_payload_starts(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    let ours = namespaces_of("self")?;
+    let container = t.container(&tree).args(["-Mready", "--private-network"]);
+    let seen = container.observe()?;
+    for (kind, namespace) in &seen.namespaces {
+        let shared = ["user", "time", "time_for_children"].contains(&kind.as_str());
+        let same = ours.get(kind) == Some(namespace);
+        ensure!(shared == same, "{kind}: {namespace}, the launcher's is {:?}", ours.get(kind));
+    }
+    ensure!(seen.hostname == "ready" && seen.pid == 1 && seen.directory == "/", "{seen:?}");
+    for (place, kind) in
+        [("/dev", "tmpfs"), ("/dev/pts", "devpts"), ("/proc", "proc"), ("/run", "tmpfs")]
+    {
+        ensure!(seen.mount(place)?.fs == kind, "{place}: {:?}", seen.mount(place)?);
+    }
+    let script =
+        "cat /sys/class/net/lo/flags; [ -c /dev/null ] && [ -s /run/host/container-uuid ] && umask";
+    container.sh(script)?.prints("0x9\n0022")?;
     Ok(())
 }

@@ -22,14 +22,21 @@ mod hostile;
 mod image;
 mod image_boot;
 mod image_ephemeral;
+mod integration;
+mod journal;
 mod leaks;
+mod limits;
 mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
 mod pivot;
+mod process;
+mod runhost;
+mod security;
 mod settings;
+mod status;
 mod tmpfs;
 mod user;
 mod volatile;
@@ -40,6 +47,8 @@ const SUITE: Suite = Suite {
         directory::CASES,
         exit::CASES,
         notify::CASES,
+        process::CASES,
+        status::CASES,
         mounts::CASES,
         caps::CASES,
         bind::CASES,
@@ -52,6 +61,7 @@ const SUITE: Suite = Suite {
         volatile::CASES,
         pivot::CASES,
         leaks::CASES,
+        limits::CASES,
         locks::CASES,
         console::CASES,
         credentials::CASES,
@@ -59,8 +69,12 @@ const SUITE: Suite = Suite {
         environment::CASES,
         explain::CASES,
         hostile::CASES,
+        integration::CASES,
+        journal::CASES,
+        runhost::CASES,
         user::CASES,
         cleanup::CASES,
+        security::CASES,
         settings::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),

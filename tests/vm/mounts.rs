@@ -1,8 +1,11 @@
 //! The file systems and device nodes that every container gets.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use harness::cases;
 use harness::guest::Guest;
+use rustix::fs::{CWD, FileType, Mode, makedev};
 
 cases![
     api_file_systems_have_their_types_and_flags,
@@ -13,6 +16,7 @@ cases![
     device_nodes_are_these_and_work,
     devices_are_found_by_their_numbers,
     devices_that_cannot_be_made_are_the_hosts,
+    devices_without_a_driver_are_left_out,
     standard_links_are_in_dev,
     terminals_can_be_opened,
     every_boot_has_an_id_of_its_own,
@@ -293,6 +297,26 @@ fn devices_that_cannot_be_made_are_the_hosts(t: &Guest) -> Result<()> {
              1\n2\n../null",
         )?;
     Ok(())
+}
+
+/// M-06: net/tun and fuse are there only if they can be opened. A node without a driver behind it takes the place of one.
+fn devices_without_a_driver_are_left_out(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let dead = t.scratch().join("dead");
+    let mode = Mode::from_raw_mode(0o666);
+    // 10,250 is nobody's (Linux, Documentation/admin-guide/devices.txt).
+    rustix::fs::mknodat(CWD, &dead, FileType::CharacterDevice, mode, makedev(10, 250))?;
+    let tun = Path::new("/dev/net/tun");
+    if !tun.exists() {
+        std::fs::create_dir_all("/dev/net")?;
+        rustix::fs::mknodat(CWD, tun, FileType::CharacterDevice, mode, makedev(10, 200))?;
+    }
+    let cover = format!("mount --bind {} /dev/net/tun && exec \"$0\" \"$@\"", dead.display());
+    t.container(&tree)
+        .through(&["unshare", "--mount", "sh", "-c", &cover])
+        .sh("ls -d /dev/null /dev/net/tun /dev/char/10:200 2>/dev/null; true")?
+        .prints("/dev/null")?;
+    Ok(std::fs::remove_file(dead)?)
 }
 
 /// Containers in containers: the kernel makes no new procfs for a user namespace that only sees a covered one, and

@@ -22,7 +22,8 @@ cases![
     layers_inside_are_found_inside,
     an_upper_layer_inside_takes_the_writes_there,
     colons_in_layers_are_escaped_once,
-    what_a_killed_run_left_is_removed,
+    the_next_run_removes_what_a_killed_one_left,
+    cleanup_removes_what_a_killed_run_left,
     an_upper_layer_serves_one_container,
     a_layer_that_is_not_there_is_named,
     an_upper_layer_that_cannot_be_one_is_explained,
@@ -166,7 +167,7 @@ fn layers_inside_are_found_inside(t: &Guest) -> Result<()> {
     outside.listing()?.same_as(&before)
 }
 
-/// M-04.
+/// M-04; CLI-23: but not where the tree is only read.
 fn an_upper_layer_inside_takes_the_writes_there(t: &Guest) -> Result<()> {
     let tree = tree(t).dir("var/up").build()?;
     container(t, &tree)
@@ -175,7 +176,14 @@ fn an_upper_layer_inside_takes_the_writes_there(t: &Guest) -> Result<()> {
         .succeeds()?;
     ensure!(tree.read("var/up/new")? == "new\n", "the upper layer does not have it");
     ensure!(hidden(&tree.path().join("var"))?.is_empty(), "the working directory is left");
-    Ok(())
+    let before = tree.listing()?;
+    container(t, &tree)
+        .arg("--read-only")
+        .arg("--overlay=+/etc:+/var/up:/mnt")
+        .sh("true")?
+        .fails_with("opening the upper layer")?
+        .fails_with("Read-only file system")?;
+    tree.listing()?.same_as(&before)
 }
 
 /// M-04: `\:`. Layers go to the kernel as descriptors, so none of their characters means anything there;
@@ -195,7 +203,16 @@ fn colons_in_layers_are_escaped_once(t: &Guest) -> Result<()> {
 }
 
 /// R8: the next run that looks there removes it, and meanwhile nobody else can look into it.
-fn what_a_killed_run_left_is_removed(t: &Guest) -> Result<()> {
+fn the_next_run_removes_what_a_killed_one_left(t: &Guest) -> Result<()> {
+    removed_after_a_kill(t, false)
+}
+
+/// R8: without a next run.
+fn cleanup_removes_what_a_killed_run_left(t: &Guest) -> Result<()> {
+    removed_after_a_kill(t, true)
+}
+
+fn removed_after_a_kill(t: &Guest, cleanup: bool) -> Result<()> {
     let tree = tree(t).build()?;
     let up = Builder::empty(t.scratch()).name("up").build()?;
     let place = Builder::empty(t.scratch()).name("place").build()?;
@@ -213,9 +230,15 @@ fn what_a_killed_run_left_is_removed(t: &Guest) -> Result<()> {
     let seen = fs::metadata(&left[0])?;
     ensure!(seen.mode() & 0o7777 == 0o700 && seen.uid() == 0, "others can look into it");
     ensure!(hidden(t.scratch())?.len() == 1, "there should be one working directory");
-    container.sh("true")?.succeeds()?;
+    if cleanup {
+        container.arg("--cleanup").run(&[])?.succeeds()?;
+    } else {
+        container.sh("true")?.succeeds()?;
+    }
     ensure!(hidden(place.path())?.is_empty(), "the new directory is still there");
     ensure!(hidden(t.scratch())?.is_empty(), "the working directory is still there");
+    // The lock of the tree is the next run's to remove.
+    t.container(&tree).sh("true")?.succeeds()?;
     Ok(())
 }
 

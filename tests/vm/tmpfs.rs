@@ -47,7 +47,7 @@ fn a_tmpfs_is_empty_and_goes_with_the_container(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// MNT-34; systemd-nspawn makes the parents too since v230.
+/// MNT-34, MNT-21: mode 0755. systemd-nspawn makes the parents too since v230.
 fn a_tmpfs_makes_its_place_with_parents(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     t.container(&tree)
@@ -67,7 +67,7 @@ fn a_tmpfs_can_lie_on_another(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// MNT-23: the mount is named, with what the file system says.
+/// MNT-23, ORD-04: the mount is named, with what the file system says, and the early end of the child ends the wait.
 fn an_option_that_is_none_is_told_by_the_kernel(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let run = t.container(&tree).arg("--tmpfs=/a:garbage=1").sh("true")?;

@@ -204,10 +204,10 @@ fn getent_is_given_less_than_any_payload(t: &Guest) -> Result<()> {
 fn what_getent_leaves_behind_is_ended(t: &Guest) -> Result<()> {
     let daemon = format!("setsid sleep 1000 > /dev/null & {GETENT}");
     let tree = users(t).script("usr/bin/getent", &daemon).build()?;
-    t.container(&tree)
-        .arg("-uold")
-        .sh("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; done | grep -c '[s]leep 1000'")?
-        .exits(1)?;
+    let script =
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; done | grep -c '[s]leep 1000'";
+    t.container(&tree).arg("-uold").sh(script)?.exits(1)?;
+    t.container(&tree).args(["--as-pid2", "-uold"]).sh(script)?.exits(1)?;
     Ok(())
 }
 

@@ -8,7 +8,8 @@ use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, docs, doctor, images, kernels, setup, try_it, vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, setup, single, try_it,
+    vm_run, vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -36,7 +37,9 @@ enum Verb {
     /// Run the suite in guests
     VmTest(Box<vm_test::Options>),
     /// Open a shell in a guest, with rspawn on its PATH
-    VmShell(vm_shell::Options),
+    VmShell(single::Which),
+    /// Run one command in a guest; the exit code is its own
+    VmRun(vm_run::Options),
     /// Measure how long rspawn takes to start, beside other launchers
     Bench(bench::Options),
     /// List the behaviours that no test names
@@ -46,8 +49,18 @@ enum Verb {
         /// Directory to write to, such as /usr/local/share, instead of target/docs
         dir: Option<PathBuf>,
     },
+    /// Build rspawn and install it with its manual page and completions
+    Install {
+        /// Where bin and share are
+        #[arg(long, default_value = "/usr/local", value_name = "DIR")]
+        prefix: PathBuf,
+    },
     /// Do everything that CI does
-    Ci,
+    Ci {
+        /// How much of the matrix is run
+        #[arg(long, value_enum, default_value_t)]
+        lane: ci::Lane,
+    },
     /// Set up, build, and run a shell or a command in a throw-away snapshot of this system
     Try {
         /// Command to run instead of a shell
@@ -75,6 +88,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Setup => setup::run(setup::Scope::Suite)?,
         Verb::Doctor => doctor::run(&workspace)?,
         Verb::Docs { dir } => docs::run(&workspace, dir.as_deref())?,
+        Verb::Install { prefix } => install::run(&workspace, prefix)?,
         Verb::Images(action) => images::run(&workspace, mirror, action)?,
         Verb::Kernels(action) => kernels::run(&workspace, mirror, action)?,
         Verb::VmTest(options) => {
@@ -82,9 +96,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             return vm_test::run(&workspace, mirror, options);
         }
         Verb::VmShell(options) => return vm_shell::run(&workspace, mirror, options),
+        Verb::VmRun(options) => return vm_run::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),
         Verb::CoverageOfSpec(options) => return coverage_of_spec::run(&workspace, options),
-        Verb::Ci => return ci::run(&workspace, mirror),
+        Verb::Ci { lane } => return ci::run(&workspace, mirror, *lane),
         Verb::Try { command } => return try_it::run(&workspace, command),
     }
     Ok(ExitCode::SUCCESS)

@@ -13,9 +13,10 @@ use super::init::{self, ENVIRONMENT, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
 use super::runner::{self, Place};
 use super::suite::Suite;
-use super::{LAUNCHER, Subject, sys};
+use super::{LAUNCHER, Subject, command, sys, unit};
 use crate::build_id;
-use crate::report::event::{Event, Order, Verdict, WIRE_VERSION};
+use crate::report::Verdict;
+use crate::report::event::{Event, Order, WIRE_VERSION, Work};
 
 /// Where the scratch disk is mounted.
 const SCRATCH: &str = "/scratch";
@@ -51,6 +52,9 @@ pub fn run(suite: &Suite) -> Result<()> {
         timeout_factor,
     };
     make_scratch(&fs)?;
+    if place.subject == Subject::Nspawn {
+        unit::make_inaccessible_nodes()?;
+    }
     port.send(Event::Hello {
         version: WIRE_VERSION,
         build_id: build_id::of(Path::new("/proc/self/exe"))?,
@@ -61,10 +65,11 @@ pub fn run(suite: &Suite) -> Result<()> {
         match port.receive()? {
             Order::Begin { .. } => bail!("an order to begin where one was served already"),
             Order::Run { cases } => {
-                for name in cases {
-                    run_case(suite, &place, &mut port, name, &mut outcomes)?;
+                for work in cases {
+                    run_case(suite, &place, &mut port, work, &mut outcomes)?;
                 }
             }
+            Order::Command { words } => command::run(&words, Path::new(SCRATCH), &mut port)?,
             Order::Shell => {
                 shell()?;
                 port.send(Event::Bye { outcomes })?;
@@ -88,9 +93,10 @@ fn run_case(
     suite: &Suite,
     place: &Place,
     port: &mut Port,
-    name: String,
+    work: Work,
     outcomes: &mut u32,
 ) -> Result<()> {
+    let Work { case: name, limit_s } = work;
     note_begin(&name)?;
     port.send(Event::Start { case: name.clone() })?;
     let event = match (fault::of_agent(&name), suite.find(&name)) {
@@ -99,7 +105,7 @@ fn run_case(
             outcome(&name, Verdict::Passed)
         }
         (None, Some(case)) => {
-            let ended = runner::run(case, place, &mut || port.send(Event::Heartbeat))?;
+            let ended = runner::run(case, limit_s, place, &mut || port.send(Event::Heartbeat))?;
             Event::Outcome {
                 case: name.clone(),
                 verdict: ended.verdict,

@@ -38,6 +38,8 @@ const LATE: &[(&str, &str, &str)] = &[
     ("devpts", "/dev/pts", "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "mode=1777"),
     ("tmpfs", "/tmp", "mode=1777"),
+    // The root is an overlay, on which no other overlay can write; hosts are not like that.
+    ("tmpfs", "/var/tmp", "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", ""),
 ];
 
@@ -65,6 +67,7 @@ pub fn run() -> Result<Infallible> {
     tool("modprobe", &["-a", "loop", "overlay"])?;
     tool("ip", &["link", "set", "lo", "up"])?;
     rustix::system::sethostname(b"guest").context("setting the host name")?;
+    set_machine_id()?;
     let agent = Command::new(BINARY)
         .arg("--agent")
         .env_clear()
@@ -227,6 +230,15 @@ fn switch_root() -> Result<()> {
         rustix::mount::MountPropagationFlags::SHARED | rustix::mount::MountPropagationFlags::REC,
     )
     .context("sharing the mounts")
+}
+
+/// A host has a machine id (machine-id(5)); the image has none, so that guests do not share it.
+fn set_machine_id() -> Result<()> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("drawing a machine id")?;
+    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write("/etc/machine-id", id + "\n").context("writing the machine id")
 }
 
 fn mount_modules() -> Result<()> {

@@ -7,6 +7,7 @@
 //! a case that says nothing has failed.
 
 pub mod agent;
+mod command;
 pub mod fault;
 pub mod init;
 pub mod leftover;
@@ -16,10 +17,12 @@ pub mod probe;
 pub mod runner;
 pub mod suite;
 mod sys;
+mod unit;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::fixture::container::Container;
 use crate::fixture::tree::{Builder, Tree};
@@ -28,9 +31,11 @@ use crate::fixture::tree::{Builder, Tree};
 pub const LAUNCHER: &str = "/usr/local/bin/rspawn";
 
 /// Which program the containers of a case are started with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Subject {
     /// The launcher under test.
+    #[default]
     Rspawn,
     /// The distribution's own systemd-nspawn: a case that fails there is wrong, or a declared difference.
     Nspawn,

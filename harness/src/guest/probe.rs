@@ -40,6 +40,8 @@ pub struct Observation {
     pub pid: u32,
     /// What a call with senseless arguments answers: name → errno, 0 for success.
     pub calls: BTreeMap<String, i32>,
+    /// What a new socket answers: family → errno, 0 for success.
+    pub sockets: BTreeMap<String, i32>,
 }
 
 impl Observation {
@@ -114,9 +116,31 @@ pub fn print() -> Result<()> {
             .iter()
             .map(|&(name, number)| (name.to_owned(), sys::errno_of_bad_call(number)))
             .collect(),
+        sockets: sockets(),
     };
     println!("{}", serde_json::to_string(&observation).context("printing the observation")?);
     Ok(())
+}
+
+/// Makes a socket of each kind that the cases ask about.
+fn sockets() -> BTreeMap<String, i32> {
+    use rustix::net::{AddressFamily, Protocol, SocketType, netlink, socket};
+    let kinds: [(&str, AddressFamily, SocketType, Option<Protocol>); 6] = [
+        ("AF_UNIX", AddressFamily::UNIX, SocketType::STREAM, None),
+        ("AF_INET", AddressFamily::INET, SocketType::DGRAM, None),
+        ("AF_INET6", AddressFamily::INET6, SocketType::DGRAM, None),
+        ("AF_PACKET", AddressFamily::PACKET, SocketType::RAW, None),
+        ("NETLINK_ROUTE", AddressFamily::NETLINK, SocketType::RAW, None),
+        ("NETLINK_AUDIT", AddressFamily::NETLINK, SocketType::RAW, Some(netlink::AUDIT)),
+    ];
+    let answer = |family, kind, protocol| match socket(family, kind, protocol) {
+        Ok(_) => 0,
+        Err(errno) => errno.raw_os_error(),
+    };
+    kinds
+        .map(|(name, family, kind, protocol)| (name.to_owned(), answer(family, kind, protocol)))
+        .into_iter()
+        .collect()
 }
 
 /// Sets the immutable flag of a file (ioctl_iflags(2)); no static program of Debian does.

@@ -20,10 +20,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::leftover::Snapshot;
 use super::observe::descendants_of;
+use super::unit::{self, Unit};
 use super::{Guest, Subject, init};
 use crate::case::Case;
 use crate::need::{self, Answer};
-use crate::report::event::Verdict;
+use crate::report::Verdict;
 
 /// How much of a case's output is kept, in bytes: its end.
 const KEPT_OUTPUT_BYTES: usize = 64 << 10;
@@ -58,11 +59,16 @@ pub struct Ended {
     pub output: String,
 }
 
-/// Runs `case` and calls `heartbeat` about once a second meanwhile.
+/// Runs `case` for at most `limit_s` seconds of real hardware, and calls `heartbeat` about once a second meanwhile.
 ///
 /// # Errors
 /// When the machinery fails; a failing case is a verdict. Also what `heartbeat` returns.
-pub fn run(case: &Case, place: &Place, heartbeat: &mut dyn FnMut() -> Result<()>) -> Result<Ended> {
+pub fn run(
+    case: &Case,
+    limit_s: u32,
+    place: &Place,
+    heartbeat: &mut dyn FnMut() -> Result<()>,
+) -> Result<Ended> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("becoming the reaper of what cases leave")?;
     let scratch = place.scratch.join(format!("case-{}", std::process::id()));
@@ -70,9 +76,15 @@ pub fn run(case: &Case, place: &Place, heartbeat: &mut dyn FnMut() -> Result<()>
     let before = Snapshot::take(&scratch)?;
     let said = tempfile::NamedTempFile::new().context("making a file for the verdict")?;
 
+    let unit = match place.subject {
+        Subject::Nspawn => Unit::make(&format!("case-{}", std::process::id()))?,
+        Subject::Rspawn => None,
+    };
+
     let start = Instant::now();
-    let (reader, child) = spawn(case, place, &scratch, said.path())?;
-    let limit = case.timeout(place.timeout_factor);
+    let group = unit.as_ref().map(Unit::path);
+    let (reader, child) = spawn(case, place, &scratch, said.path(), group)?;
+    let limit = Duration::from_secs(u64::from(limit_s)).mul_f64(place.timeout_factor);
     let (status, mut output) = watch(child, reader, limit, heartbeat)?;
     let took = start.elapsed();
 
@@ -80,6 +92,7 @@ pub fn run(case: &Case, place: &Place, heartbeat: &mut dyn FnMut() -> Result<()>
     let mut left: Vec<String> =
         stayed.iter().map(|pid| format!("process {}", describe(*pid))).collect();
     kill_all()?;
+    unit.map_or(Ok(()), Unit::end)?;
     left.extend(Snapshot::take(&scratch)?.since(&before));
     clear(&scratch)?;
 
@@ -109,6 +122,9 @@ pub fn run_here(case: &Case) -> Result<bool> {
         subject: Subject::parse(&variable(SUBJECT)?)?,
         launcher: variable(PROGRAM)?.into(),
     };
+    if let Some(group) = env::var_os(CGROUP) {
+        unit::enter(Path::new(&group))?;
+    }
     let verdict = judge(case, &guest);
     fs::write(variable(VERDICT)?, serde_json::to_vec(&verdict).context("writing the verdict")?)
         .context("writing the verdict")?;
@@ -120,6 +136,8 @@ const FS: &str = "HARNESS_FS";
 const SUBJECT: &str = "HARNESS_SUBJECT";
 const PROGRAM: &str = "HARNESS_LAUNCHER";
 const VERDICT: &str = "HARNESS_VERDICT";
+/// Only for a subject that has a [`Unit`].
+const CGROUP: &str = "HARNESS_CGROUP";
 
 fn variable(name: &str) -> Result<String> {
     env::var(name).with_context(|| format!("reading ${name}"))
@@ -153,7 +171,13 @@ fn chain(error: &anyhow::Error) -> Vec<String> {
     error.chain().map(ToString::to_string).collect()
 }
 
-fn spawn(case: &Case, place: &Place, scratch: &Path, said: &Path) -> Result<(PipeReader, Child)> {
+fn spawn(
+    case: &Case,
+    place: &Place,
+    scratch: &Path,
+    said: &Path,
+    group: Option<&Path>,
+) -> Result<(PipeReader, Child)> {
     let (reader, writer) = std::io::pipe().context("making a pipe for the output")?;
     let errors = writer.try_clone().context("making a pipe for the output")?;
     let pairs: [(&str, &OsStr); 5] = [
@@ -168,6 +192,7 @@ fn spawn(case: &Case, place: &Place, scratch: &Path, said: &Path) -> Result<(Pip
         .env_clear()
         .envs(init::ENVIRONMENT.iter().copied())
         .envs(pairs)
+        .envs(group.map(|group| (CGROUP, group)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(writer)

@@ -12,8 +12,9 @@ use super::{Subject, agent, fault, init, probe};
 use crate::build_id;
 use crate::case::{Case, Listing};
 use crate::kernels;
-use crate::matrix::{self, Lanes};
-use crate::report::event::Verdict;
+use crate::matrix::{self, Axes, Lanes};
+use crate::report::Verdict;
+use crate::report::difference::{Differences, LIST};
 use crate::workspace::Workspace;
 
 /// All the cases, and what is needed to run them in place.
@@ -117,6 +118,9 @@ impl Suite {
         let listing: Vec<Listing> = self.cases().map(Case::listing).collect();
         let nowhere = covered_nowhere(&listing, &lanes, &versions);
         ensure!(nowhere.is_empty(), "no cell of any lane can run {}", nowhere.join(", "));
+        let names: Vec<String> = listing.into_iter().map(|case| case.name).collect();
+        let strangers = Differences::of(sources)?.strangers(&names);
+        ensure!(strangers.is_empty(), "{LIST} names no case with {}", strangers.join(", "));
         println!(
             "vm: the tables of {count} cases are sound; they run inside a guest: cargo xtask vm-test"
         );
@@ -169,7 +173,7 @@ impl Suite {
         };
         let mut failed = 0;
         for case in &chosen {
-            let ended = runner::run(case, &place, &mut || Ok(()))?;
+            let ended = runner::run(case, case.timeout_s, &place, &mut || Ok(()))?;
             let seconds = ended.took.as_secs_f64();
             match ended.verdict {
                 Verdict::Passed => println!("PASS {} {seconds:.2}s", case.name),
@@ -200,7 +204,10 @@ fn covered_nowhere(
     for lane in lanes.values() {
         let kernels: Vec<_> =
             versions.iter().filter(|(name, _)| lane.kernels.contains(name)).cloned().collect();
-        for job in matrix::plan(cases, &kernels, &lane.fs, &[]).jobs {
+        let subjects = &[Subject::Rspawn, Subject::Nspawn];
+        let every_fs = lane.every_fs;
+        let axes = Axes { kernels: &kernels, lane_fs: &lane.fs, every_fs, fs: &[], subjects };
+        for job in matrix::plan(cases, &axes).jobs {
             for case in job.cases {
                 nowhere.remove(&case.name);
             }
@@ -210,13 +217,7 @@ fn covered_nowhere(
 }
 
 fn indent(verdict: &Verdict) -> String {
-    let lines = match verdict {
-        Verdict::Failed { chain } => chain.clone(),
-        Verdict::LeftBehind { things } => {
-            things.iter().map(|thing| format!("left behind: {thing}")).collect()
-        }
-        other => vec![format!("{other:?}")],
-    };
+    let lines = verdict.reasons();
     lines.iter().map(|line| format!("    {}\n", line.replace('\n', "\n      "))).collect()
 }
 

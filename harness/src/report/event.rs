@@ -9,8 +9,10 @@ use std::io::{Read, Write};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::Verdict;
+
 /// Version of the vocabulary below; [`Event::Hello`] carries it and both ends must agree.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 /// Largest payload, in bytes; a longer frame is garbage.
 pub const MAX_FRAME_BYTES: u32 = 4 << 20;
@@ -32,13 +34,27 @@ pub enum Order {
     },
     /// Run these cases, in this order.
     Run {
-        /// Names as listed.
-        cases: Vec<String>,
+        /// What to run.
+        cases: Vec<Work>,
+    },
+    /// Run a command for a person; answered by [`Event::Output`] and [`Event::Ended`].
+    Command {
+        /// The program and its arguments.
+        words: Vec<String>,
     },
     /// Give the console to a shell; answered by [`Event::Bye`] when it ends.
     Shell,
     /// Say [`Event::Bye`] and power off.
     PowerOff,
+}
+
+/// A case to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Its name as listed.
+    pub case: String,
+    /// Its limit in seconds on real hardware.
+    pub limit_s: u32,
 }
 
 /// What the guest tells the host.
@@ -65,12 +81,24 @@ pub enum Event {
     Outcome {
         /// Its name as listed.
         case: String,
-        /// How.
+        /// How, as far as a guest can tell ([`Verdict::is_a_guests`]).
         verdict: Verdict,
         /// How long it took inside the guest, in milliseconds.
         duration_ms: u64,
         /// What the case printed, both streams, its tail if it was long.
         output: String,
+    },
+    /// A piece of what the command printed.
+    Output {
+        /// Where.
+        stream: Stream,
+        /// As it was.
+        bytes: Vec<u8>,
+    },
+    /// The command ended.
+    Ended {
+        /// Its exit code, or 128 and the number of the signal that killed it.
+        code: u8,
     },
     /// The guest is done; nothing follows.
     Bye {
@@ -79,32 +107,14 @@ pub enum Event {
     },
 }
 
-/// How a case ended, as the guest saw it. What the guest cannot see (it died) is the host's to say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// The function returned and left nothing behind.
-    Passed,
-    /// The function returned an error or panicked: its chain, outermost first.
-    Failed {
-        /// One entry per context.
-        chain: Vec<String>,
-    },
-    /// The case itself passed, but something it made is still there: mounts, processes, loop devices, files.
-    LeftBehind {
-        /// One entry per thing, e.g. `mount /run/rspawn/x`.
-        things: Vec<String>,
-    },
-    /// The limit passed and the case was killed.
-    TimedOut {
-        /// The limit, in milliseconds.
-        limit_ms: u64,
-    },
-    /// A need that the plan believed met is not met in this guest.
-    Unmet {
-        /// The need and what was found instead.
-        why: String,
-    },
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
 }
 
 /// An [`Order`] or [`Event`] in its envelope.

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::difference::Differences;
 use super::{CaseReport, Verdict, seconds};
+use crate::guest::Subject;
 use crate::matrix::Cell;
 
 /// Pause between lines about what is awaited, when there is no terminal.
@@ -29,20 +31,26 @@ struct State {
 pub struct Human {
     shared: Arc<(Mutex<State>, Condvar)>,
     bar: Option<ProgressBar>,
+    differences: Differences,
+    format: Format,
 }
 
-impl Default for Human {
-    fn default() -> Self {
-        Self::new()
-    }
+/// What stdout holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Text for people.
+    #[default]
+    Human,
+    /// A JSON object per line; the text goes to stderr.
+    Json,
 }
 
 impl Human {
-    /// Begins to tell; on a terminal when stdout is one.
+    /// Begins to tell; on a terminal when stdout is one. Of the reference's failures, those declared are told as such.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(differences: Differences, format: Format) -> Self {
         let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
-        let bar = std::io::stdout().is_terminal().then(|| {
+        let bar = (format == Format::Human && std::io::stdout().is_terminal()).then(|| {
             let bar = ProgressBar::new_spinner();
             bar.set_style(
                 ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}")
@@ -53,22 +61,36 @@ impl Human {
         });
         if bar.is_none() {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || heartbeat(&shared));
+            std::thread::spawn(move || heartbeat(&shared, format));
         }
-        Self { shared, bar }
+        Self { shared, bar, differences, format }
     }
 
     /// A line for good.
     pub fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(text),
-            None => print_line(text),
+            Some(bar) if !bar.is_finished() => bar.println(text),
+            _ => print_line(text, self.format),
+        }
+    }
+
+    /// An object for machines, when they read along.
+    pub fn value(&self, value: &serde_json::Value) {
+        if self.format == Format::Json {
+            // As for lines: the exit code still tells.
+            let _ = writeln!(std::io::stdout(), "{value}");
         }
     }
 
     /// A case's end.
     pub fn case(&self, cell: &Cell, report: &CaseReport) {
-        self.line(&case_line(cell, report));
+        let expected = cell.subject == Subject::Nspawn
+            && self.differences.explain(&report.case, &report.verdict);
+        let word = if expected { "DIFFERS" } else { report.verdict.word() };
+        self.line(&case_line(word, cell, report));
+        self.value(
+            &serde_json::json!({ "event": "result", "cell": cell, "word": word, "report": report }),
+        );
     }
 
     /// What a guest is waited for; none when it is gone.
@@ -97,7 +119,7 @@ fn lock(shared: &(Mutex<State>, Condvar)) -> MutexGuard<'_, State> {
     shared.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn heartbeat(shared: &(Mutex<State>, Condvar)) {
+fn heartbeat(shared: &(Mutex<State>, Condvar), format: Format) {
     let mut state = lock(shared);
     loop {
         let (next, timeout) =
@@ -107,7 +129,7 @@ fn heartbeat(shared: &(Mutex<State>, Condvar)) {
             return;
         }
         if timeout.timed_out() && !state.awaited.is_empty() {
-            print_line(&format!("waiting  {}", awaited(&state)));
+            print_line(&format!("waiting  {}", awaited(&state)), format);
         }
     }
 }
@@ -116,16 +138,21 @@ fn awaited(state: &State) -> String {
     state.awaited.values().cloned().collect::<Vec<_>>().join(" | ")
 }
 
-fn print_line(text: &str) {
+fn print_line(text: &str, format: Format) {
     // A reader that went away ends the output, not the run: its exit code still tells.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = match format {
+        Format::Human => writeln!(std::io::stdout(), "{text}"),
+        Format::Json => writeln!(std::io::stderr(), "{text}"),
+    };
 }
 
 /// One line for a finished case.
 #[must_use]
-pub fn case_line(cell: &Cell, report: &CaseReport) -> String {
-    let mut line =
-        format!("{:<8} {:<11} {:<6} {}", report.verdict.word(), cell.kernel, cell.fs, report.case);
+pub fn case_line(word: &str, cell: &Cell, report: &CaseReport) -> String {
+    let mut line = format!("{word:<8} {:<11} {:<6} {}", cell.kernel, cell.fs, report.case);
+    if cell.subject == Subject::Nspawn {
+        line.push_str(" (nspawn)");
+    }
     if report.duration_ms > 0 {
         line.push_str(&format!("  {:.2}s", seconds(report.duration_ms)));
     }
@@ -138,8 +165,7 @@ pub fn case_line(cell: &Cell, report: &CaseReport) -> String {
 /// All there is to say about a case that did not pass, with the command that runs it again.
 #[must_use]
 pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
-    let mut text =
-        format!("---- {} ({}, {}): {}\n", report.case, cell.kernel, cell.fs, report.verdict.word());
+    let mut text = format!("---- {} ({cell}): {}\n", report.case, report.verdict.word());
     for reason in report.verdict.reasons() {
         text.push_str(&format!("  {reason}\n"));
     }
@@ -153,9 +179,10 @@ pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
         }
     }
     text.push_str(&format!("  logs:      {logs}\n"));
+    let subject = if cell.subject == Subject::Nspawn { " --subject nspawn" } else { "" };
     if report.verdict != (Verdict::NotRun { why: String::new() }) {
         text.push_str(&format!(
-            "  reproduce: cargo xtask vm-test --kernel {} --exact {}\n",
+            "  reproduce: cargo xtask vm-test --kernel {}{subject} --exact {}\n",
             cell.kernel, report.case
         ));
     }
@@ -168,7 +195,12 @@ mod tests {
 
     #[test]
     fn a_failure_shows_its_chain_its_output_and_how_to_repeat_it() {
-        let cell = Cell { kernel: "k".to_owned(), version: (6, 1), fs: "ext4".to_owned() };
+        let cell = Cell {
+            kernel: "k".to_owned(),
+            version: (6, 1),
+            fs: "ext4".to_owned(),
+            subject: Subject::Rspawn,
+        };
         let report = CaseReport {
             case: "vm::exit::x".to_owned(),
             verdict: Verdict::Failed {
@@ -179,7 +211,7 @@ mod tests {
             console: Vec::new(),
         };
         assert_eq!(
-            case_line(&cell, &report),
+            case_line("FAIL", &cell, &report),
             "FAIL     k           ext4   vm::exit::x  1.23s  running the container"
         );
         let text = failure_text(&cell, &report, "/l");

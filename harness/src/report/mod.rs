@@ -1,14 +1,20 @@
-//! What a run comes to: the verdict of each case, told to people ([`human`]) and counted ([`summary`]).
+//! What a run comes to: the verdict of each case, told to people ([`human`]) and machines ([`junit`]), counted ([`summary`]) and compared with
+//! the reference's ([`difference`]).
 //! [`event`] is the wire on which the guest's half of it comes.
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+pub mod difference;
 pub mod event;
 pub mod human;
+pub mod junit;
+pub mod skips;
 pub mod summary;
 
-/// How a case ended, all things seen.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+/// How a case ended, all things seen: in the first five ways a guest can say itself, in the others only the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It passed, by positive proof.
@@ -66,6 +72,19 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Whether a guest can come to this verdict. Of a guest that died, only the host can tell.
+    #[must_use]
+    pub fn is_a_guests(&self) -> bool {
+        matches!(
+            self,
+            Self::Passed
+                | Self::Failed { .. }
+                | Self::LeftBehind { .. }
+                | Self::TimedOut { .. }
+                | Self::Unmet { .. }
+        )
+    }
+
     /// One word for a line of output.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -117,7 +136,7 @@ pub fn seconds(ms: u64) -> f64 {
 }
 
 /// A case's end.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaseReport {
     /// Name as listed.
     pub case: String,

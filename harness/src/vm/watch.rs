@@ -4,7 +4,7 @@
 //! console showed no complaint of the kernel until the next thing began; each planned case is reported at most once;
 //! what was not reported is named by [`Watch::unreported`].
 
-use crate::report::event::{Event, Message, Verdict as GuestVerdict, WIRE_VERSION};
+use crate::report::event::{Event, Message, WIRE_VERSION};
 use crate::report::{CaseReport, Verdict};
 
 use super::console;
@@ -252,8 +252,10 @@ impl Watch {
             (Event::Outcome { case, verdict, duration_ms, output }, Phase::Running(index))
                 if case == self.planned[index] =>
             {
+                if !verdict.is_a_guests() {
+                    return self.garbage(format!("the guest says {} of {case}", verdict.word()));
+                }
                 self.outcomes += 1;
-                let verdict = Verdict::from(verdict);
                 self.held = Some((
                     index,
                     CaseReport { case, verdict, duration_ms, output, console: Vec::new() },
@@ -356,18 +358,6 @@ impl Watch {
     fn report(&mut self, index: usize, report: CaseReport) {
         self.reported[index] = true;
         self.reports.push(report);
-    }
-}
-
-impl From<GuestVerdict> for Verdict {
-    fn from(verdict: GuestVerdict) -> Self {
-        match verdict {
-            GuestVerdict::Passed => Self::Passed,
-            GuestVerdict::Failed { chain } => Self::Failed { chain },
-            GuestVerdict::LeftBehind { things } => Self::LeftBehind { things },
-            GuestVerdict::TimedOut { limit_ms } => Self::TimedOut { limit_ms },
-            GuestVerdict::Unmet { why } => Self::Unmet { why },
-        }
     }
 }
 

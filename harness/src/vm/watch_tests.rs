@@ -48,7 +48,7 @@ fn start(case: &str) -> Event {
 
 fn passed(case: &str) -> Event {
     let output = String::new();
-    Event::Outcome { case: case.to_owned(), verdict: GuestVerdict::Passed, duration_ms: 5, output }
+    Event::Outcome { case: case.to_owned(), verdict: Verdict::Passed, duration_ms: 5, output }
 }
 
 fn one(case: &str, verdict: Verdict) -> Vec<(String, Verdict)> {
@@ -130,6 +130,18 @@ fn garbage_a_foreign_nonce_and_a_gap_each_spoil_the_case_they_come_in() {
         s.watch.conclude("");
         assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Garbage { .. })]));
     }
+}
+
+#[test]
+fn a_guest_that_tells_of_its_own_death_is_not_believed() {
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    let verdict = Verdict::Panicked { line: "no".to_owned() };
+    let output = String::new();
+    let outcome = Event::Outcome { case: "a".to_owned(), verdict, duration_ms: 5, output };
+    assert_eq!(s.say(outcome), Step::Dead);
+    s.watch.conclude("");
+    assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Garbage { .. })]));
 }
 
 #[test]

@@ -14,11 +14,12 @@ use serde::Serialize;
 use crate::bench::lanes::{Lane, Place};
 use crate::bench::measure::{self, View};
 use crate::bench::stats::{self, Spread};
+use crate::static_build;
 use crate::userland::{self, Named};
 use crate::workspace::Workspace;
 use crate::{tool, xtask::setup::Scope};
 
-use super::{say, setup, try_it};
+use super::{say, setup};
 
 /// The recipe whose tree is used when none is given.
 const RECIPE: &str = "debian";
@@ -71,7 +72,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     // Before the builds, which take longer than a typing error deserves.
     let given = options.tree.as_deref().map(given_tree).transpose()?;
     setup::run(if given.is_some() { Scope::Launcher } else { Scope::Suite })?;
-    let rspawn = try_it::build_launcher(workspace)?;
+    let rspawn = static_build::launcher(workspace)?;
     let floor = build_floor(workspace)?;
     std::fs::create_dir_all(workspace.vm_dir()).context("making the harness's directory")?;
     let scratch = tempfile::Builder::new()

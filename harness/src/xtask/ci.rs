@@ -61,23 +61,42 @@ const STEPS: &[Step] = &[
         environment: &[],
         counts: Counts::Closing,
     },
-    Step {
-        name: "cases in a guest",
-        arguments: &["xtask", "vm-test"],
-        environment: &[],
-        counts: Counts::Closing,
-    },
 ];
+
+/// How much of the matrix is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lane {
+    /// Each case once.
+    #[default]
+    Quick,
+    /// On every kernel.
+    Full,
+    /// On every kernel and file system, and with systemd-nspawn.
+    Nightly,
+}
+
+impl Lane {
+    /// The step that runs the cases.
+    fn step(self) -> Step {
+        let arguments: &[&str] = match self {
+            Self::Quick => &["xtask", "vm-test"],
+            Self::Full => &["xtask", "vm-test", "--lane", "full"],
+            Self::Nightly => &["xtask", "vm-test", "--lane", "nightly", "--subject", "both"],
+        };
+        Step { name: "cases in guests", arguments, environment: &[], counts: Counts::Closing }
+    }
+}
 
 /// Runs all steps.
 ///
 /// # Errors
 /// When the machine cannot be set up.
-pub fn run(workspace: &Workspace, mirror: Option<&str>) -> Result<ExitCode> {
+pub fn run(workspace: &Workspace, mirror: Option<&str>, lane: Lane) -> Result<ExitCode> {
     setup::run(Scope::Suite)?;
     let mut total = Summary::default();
     let mut failures = Vec::new();
-    for step in STEPS {
+    let cases = lane.step();
+    for step in STEPS.iter().chain([&cases]) {
         println!("==== {}", step.name);
         let begun = Instant::now();
         let mut counted = Summary::default();

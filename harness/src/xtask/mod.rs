@@ -2,14 +2,19 @@
 
 pub mod bench;
 pub mod ci;
+mod closing;
 pub mod coverage_of_spec;
 pub mod docs;
 pub mod doctor;
 pub mod images;
+pub mod install;
 pub mod kernels;
+pub mod select;
 pub mod self_test;
 pub mod setup;
+pub mod single;
 pub mod try_it;
+pub mod vm_run;
 pub mod vm_shell;
 pub mod vm_test;
 

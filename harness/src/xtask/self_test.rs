@@ -9,8 +9,10 @@ use anyhow::{Context, Result};
 
 use crate::accel;
 use crate::case::Listing;
+use crate::guest::{Subject, fault};
 use crate::kernels;
 use crate::matrix::{Cell, Job};
+use crate::report::difference::Differences;
 use crate::report::human::Human;
 use crate::report::summary::{Summary, exit};
 use crate::rundir::RunDir;
@@ -18,7 +20,7 @@ use crate::runner::Located;
 use crate::workspace::Workspace;
 use crate::{schedule, suite};
 
-use super::vm_test::{Options, Ready, default_guests};
+use super::vm_test::{Options, Ready, default_guests, headline};
 
 /// Shorter than in earnest, or the hanging guest would take half of the time; longer than the 10 s that a guest under
 /// TCG waits for the end of a case's processes.
@@ -64,13 +66,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let choice = accel::choose(workspace, options.accel)?;
     let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
     let run_dir = RunDir::make(workspace)?;
-    let human = Human::new();
-    human.line(&format!(
-        "self-test  run {}   accel {} ({})",
-        run_dir.name(),
-        choice.accel,
-        choice.why
-    ));
+    let human = Human::new(Differences::default(), options.format);
+    human.line(&headline("self-test", &run_dir, &choice));
     let runner = ready.runner(
         workspace,
         &run_dir,
@@ -80,11 +77,16 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         SILENCE_LIMIT,
         &human,
     );
-    let cell = Cell { kernel: row.name, version: row.version, fs: "ext4".to_owned() };
+    let cell = Cell {
+        kernel: row.name,
+        version: row.version,
+        fs: "ext4".to_owned(),
+        subject: Subject::Rspawn,
+    };
     let listing = |expected: &Expected| Listing {
         name: expected.case.to_owned(),
         needs: Vec::new(),
-        timeout_s: 20,
+        timeout_s: fault::of_case(expected.case).map_or(20, |case| case.timeout_s),
     };
     let job =
         |rows: &&[Expected]| Job { cell: cell.clone(), cases: rows.iter().map(listing).collect() };

@@ -4,13 +4,12 @@
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-use crate::tool;
 use crate::workspace::Workspace;
+use crate::{static_build, tool};
 
 use super::say;
 use super::setup::{self, Scope};
@@ -28,7 +27,7 @@ const WITHOUT_TERMINAL: [&str; 3] = [
 /// When something is missing or does not build, and when rspawn cannot be started.
 pub fn run(workspace: &Workspace, command: &[OsString]) -> Result<ExitCode> {
     setup::run(Scope::Launcher)?;
-    let mut rspawn = Command::new(build_launcher(workspace)?);
+    let mut rspawn = Command::new(static_build::launcher(workspace)?);
     rspawn.args(["-x", "-D", "/"]);
     if !command.is_empty() {
         rspawn.args(command);
@@ -38,22 +37,4 @@ pub fn run(workspace: &Workspace, command: &[OsString]) -> Result<ExitCode> {
     say(&format!("try: {}", tool::display(&rspawn)));
     // Nothing of this process is needed after, and its exit code should be rspawn's.
     Err(rspawn.exec()).context("running rspawn")
-}
-
-/// Builds rspawn as people get it and returns where it is.
-///
-/// # Errors
-/// When it does not build.
-pub(super) fn build_launcher(workspace: &Workspace) -> Result<PathBuf> {
-    let mut cargo = tool::command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    cargo.current_dir(workspace.root()).args([
-        "build",
-        "--release",
-        "--package",
-        "rspawn",
-        "--bin",
-        "rspawn",
-    ]);
-    tool::visible(&mut cargo).context("building rspawn")?;
-    Ok(workspace.target().join("release/rspawn"))
 }

@@ -12,35 +12,56 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::accel::{self, Choice, Wish};
 use crate::case::Listing;
+use crate::guest::Subject;
 use crate::kernels::{self, Kernel, Row};
-use crate::matrix::{self, Job, Lane, Lanes, Plan};
-use crate::report::Verdict;
-use crate::report::human::{Human, failure_text};
-use crate::report::summary::{Summary, exit, exit_code};
+use crate::matrix::{self, Axes, Job, Lane, Lanes, Plan};
+use crate::report::difference::{self, Differences};
+use crate::report::human::{Format, Human};
+use crate::report::skips::{Deny, Expected};
+use crate::report::summary::exit;
 use crate::rundir::RunDir;
-use crate::runner::{GUEST_MEMORY_MIB, JobEnd, Located, Runner};
+use crate::runner::{GUEST_MEMORY_MIB, Runner};
 use crate::suite::{self, Suite};
 use crate::userland::Named;
 use crate::vm::args::{Sockets, qemu_arguments};
 use crate::workspace::Workspace;
 use crate::{runner, schedule, tool};
 
+use super::closing::Ended;
+use super::select::Selection;
 use super::{doctor, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Which launchers a run has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Subjects {
+    /// The launcher under test.
+    #[default]
+    Rspawn,
+    /// The guest's systemd-nspawn.
+    Nspawn,
+    /// One after the other.
+    Both,
+}
+
+impl Subjects {
+    fn subjects(self) -> &'static [Subject] {
+        match self {
+            Self::Rspawn => &[Subject::Rspawn],
+            Self::Nspawn => &[Subject::Nspawn],
+            Self::Both => &[Subject::Rspawn, Subject::Nspawn],
+        }
+    }
+}
+
 /// How to choose and run cases.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Options {
-    /// Run cases whose name contains one of these
-    pub filters: Vec<String>,
-    /// Compare whole names with the filters, with or without the leading `vm::`
-    #[arg(long)]
-    pub exact: bool,
-    /// Leave out cases whose name contains this
-    #[arg(long, value_name = "PART")]
-    pub skip: Vec<String>,
+    /// Which cases
+    #[command(flatten)]
+    pub selection: Selection,
     /// Set of cells, from qemu/lanes.toml
     #[arg(long, default_value = "quick")]
     pub lane: String,
@@ -50,6 +71,9 @@ pub struct Options {
     /// File systems out of the lane's
     #[arg(long, value_delimiter = ',')]
     pub fs: Vec<String>,
+    /// Who starts the containers; both compares, and knows ci/differences.toml
+    #[arg(long, value_enum, default_value_t)]
+    pub subject: Subjects,
     /// What executes guests
     #[arg(long, value_enum, default_value_t)]
     pub accel: Wish,
@@ -59,7 +83,22 @@ pub struct Options {
     /// Multiply all limits
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     pub timeout_factor: f64,
-    /// List the selected cases with their needs, and run nothing
+    /// Boot a guest for each case
+    #[arg(long)]
+    pub fresh_vm: bool,
+    /// Run everything so many times, and tell how often each case failed
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub stress: u32,
+    /// Skips that fail the run [default: unexpected where $CI is set, none elsewhere]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub deny_skips: Option<Deny>,
+    /// Write the results to this file in JUnit's form
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// What stdout holds: text, or a JSON object per result and one at the end, with the text on stderr
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// List the selected cases with their needs, where they run and why not elsewhere, and run nothing
     #[arg(long)]
     pub list: bool,
     /// Print the plan and run nothing
@@ -97,23 +136,38 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
             return Ok(exit::BUILD.into());
         }
     };
-    let cases = select(&suite.cases, options);
+    let differences = Differences::of(workspace.root())?;
+    let names: Vec<String> = suite.cases.iter().map(|case| case.name.clone()).collect();
+    let strangers = differences.strangers(&names);
+    let cases = options.selection.choose(workspace, &suite.cases, &differences)?;
     if cases.is_empty() {
-        say("vm-test: no case has such a name\nhint: cargo xtask vm-test --list");
+        say("vm-test: nothing is selected\nhint: cargo xtask vm-test --list");
         return Ok(exit::NOTHING_SELECTED.into());
-    }
-    if options.list {
-        for case in &cases {
-            println!("{}{}", case.name, needs(case));
-        }
-        return Ok(ExitCode::SUCCESS);
     }
     let versions: Vec<(String, (u32, u32))> =
         rows.iter().map(|row| (row.name.clone(), row.version)).collect();
-    let plan = matrix::plan(&cases, &versions, &lane.fs, &options.fs);
+    let subjects = options.subject.subjects();
+    let axes = Axes {
+        kernels: &versions,
+        lane_fs: &lane.fs,
+        every_fs: lane.every_fs,
+        fs: &options.fs,
+        subjects,
+    };
+    let mut plan = matrix::plan(&cases, &axes);
+    differences.limit(&mut plan);
+    if options.list {
+        cases.iter().for_each(|case| println!("{}", listed(case, &plan)));
+        return Ok(ExitCode::SUCCESS);
+    }
     if options.plan.is_some() {
         println!("{}", serde_json::to_string_pretty(&plan).context("encoding the plan")?);
         return Ok(ExitCode::SUCCESS);
+    }
+    let mut wrong_lists = Expected::of(workspace.root())?.complaints(&plan, deny(options));
+    if options.subject != Subjects::Rspawn {
+        let stale = |name| format!("{}: no case is named \"{name}\"", difference::LIST);
+        wrong_lists.extend(strangers.into_iter().map(stale));
     }
     let choice = accel::choose(workspace, options.accel)?;
     let ready = Ready::make(workspace, mirror, &rows)?;
@@ -122,13 +176,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     if options.dry_run {
         return dry_run(&plan, &ready, &choice, &suite, &run_dir);
     }
-    let human = Human::new();
-    human.line(&format!(
-        "vm-test  run {}   accel {} ({})",
-        run_dir.name(),
-        choice.accel,
-        choice.why
-    ));
+    let human = Human::new(differences.clone(), options.format);
+    human.line(&headline("vm-test", &run_dir, &choice));
     human.line(&format!(
         "plan     {} cases: {} run, {} skip, {} unassigned   {guests} guests, {} MiB each",
         cases.len(),
@@ -146,10 +195,31 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         SILENCE_LIMIT,
         &human,
     );
-    let jobs = matrix::split(plan.jobs.clone(), guests);
+    let once = if options.fresh_vm {
+        matrix::apart(plan.jobs.clone())
+    } else {
+        matrix::split(plan.jobs.clone(), guests)
+    };
+    let jobs: Vec<Job> = (0..options.stress).flat_map(|_| once.clone()).collect();
     let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
     human.finish();
-    report(&plan, &ends, &run_dir, options.verbose, begun)
+    let ended = Ended {
+        plan: &plan,
+        ends: &ends,
+        differences: &differences,
+        wrong_lists,
+        dir: run_dir.path(),
+        took: begun.elapsed(),
+        rounds: options.stress as usize,
+        human: &human,
+    };
+    Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
+}
+
+/// In CI nobody reads skips, so there they fail.
+fn deny(options: &Options) -> Deny {
+    let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    options.deny_skips.unwrap_or(if in_ci { Deny::Unexpected } else { Deny::None })
 }
 
 /// What is made before the first guest: kernels and the root image.
@@ -206,6 +276,12 @@ impl Ready {
     }
 }
 
+/// The first line of a run: who executes its guests must never be a surprise.
+#[must_use]
+pub fn headline(verb: &str, run_dir: &RunDir, choice: &Choice) -> String {
+    format!("{verb:<8} run {}   accel {} ({})", run_dir.name(), choice.accel, choice.why)
+}
+
 /// Guests at a time when the user does not say.
 #[must_use]
 pub fn default_guests() -> usize {
@@ -238,26 +314,21 @@ fn chosen_rows(workspace: &Workspace, options: &Options) -> Result<Vec<Row>> {
     super::kernels::chosen(&rows, names)
 }
 
-/// The cases that the filters choose.
-fn select(cases: &[Listing], options: &Options) -> Vec<Listing> {
-    let short = |name: &str| name.strip_prefix("vm::").unwrap_or(name).to_owned();
-    let fits = |name: &str, filter: &str| {
-        if options.exact {
-            name == filter || short(name) == short(filter)
-        } else {
-            name.contains(filter)
-        }
-    };
-    let wanted = |case: &&Listing| {
-        (options.filters.is_empty()
-            || options.filters.iter().any(|filter| fits(&case.name, filter)))
-            && !options.skip.iter().any(|part| case.name.contains(part.as_str()))
-    };
-    cases.iter().filter(wanted).cloned().collect()
-}
-
-fn needs(case: &Listing) -> String {
-    if case.needs.is_empty() { String::new() } else { format!("  needs {:?}", case.needs) }
+/// A case with its needs, where it runs, and where it does not.
+fn listed(case: &Listing, plan: &Plan) -> String {
+    let mut line = case.name.clone();
+    if !case.needs.is_empty() {
+        line.push_str(&format!("  needs {:?}", case.needs));
+    }
+    let runs = plan.jobs.iter().filter(|job| job.cases.iter().any(|other| other.name == case.name));
+    let cells: Vec<String> = runs.map(|job| job.cell.to_string()).collect();
+    if !cells.is_empty() {
+        line.push_str(&format!("  runs on {}", cells.join(", ")));
+    }
+    for skip in plan.skips.iter().filter(|skip| skip.case == case.name) {
+        line.push_str(&format!("  skipped on {}: {}", skip.kernel, skip.why));
+    }
+    line
 }
 
 fn dry_run(
@@ -277,64 +348,10 @@ fn dry_run(
         let sockets = Sockets { agent: 3, monitor: 4, console: None };
         let words = qemu_arguments(&machine, sockets, &run_dir.path().join("console.log"));
         let words: Vec<String> = words.iter().map(|word| tool::quoted(word)).collect();
-        println!("# {} {}: {} cases", job.cell.kernel, job.cell.fs, job.cases.len());
+        println!("# {}: {} cases", job.cell, job.cases.len());
         println!("qemu-system-x86_64 {}", words.join(" "));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The end of a run: skips, failures, figures and the closing line.
-fn report(
-    plan: &Plan,
-    ends: &[JobEnd],
-    run_dir: &RunDir,
-    verbose: bool,
-    begun: Instant,
-) -> Result<ExitCode> {
-    let results: Vec<&Located> = ends.iter().flat_map(|end| &end.reports).collect();
-    let infrastructure: Vec<&String> = ends.iter().flat_map(|end| &end.infrastructure).collect();
-    let text = serde_json::to_vec_pretty(&results).context("encoding the results")?;
-    fs::write(run_dir.path().join("results.json"), text).context("writing the results")?;
-    for skip in &plan.skips {
-        println!("SKIP     {:<11} {:<6} {}  {}", skip.kernel, "-", skip.case, skip.why);
-    }
-    if verbose {
-        for located in results.iter().filter(|located| located.report.verdict == Verdict::Passed) {
-            println!("---- {}\n{}", located.report.case, located.report.output);
-        }
-    }
-    println!();
-    for located in results.iter().filter(|located| located.report.verdict != Verdict::Passed) {
-        println!(
-            "{}",
-            failure_text(&located.cell, &located.report, &located.logs.display().to_string())
-        );
-    }
-    for why in &infrastructure {
-        println!("---- the machine: {why}\n");
-    }
-    for case in &plan.unassigned {
-        println!("---- {case}: no cell of the lane has what it needs\n");
-    }
-    let verdicts: Vec<&Verdict> = results.iter().map(|located| &located.report.verdict).collect();
-    let mut code = exit_code(plan.size(), &verdicts, infrastructure.len());
-    if code == exit::PASSED && !plan.unassigned.is_empty() || plan.size() == 0 {
-        code = exit::UNASSIGNED;
-    }
-    let mut summary = Summary { skipped: plan.skips.len(), ..Summary::default() };
-    verdicts.iter().for_each(|verdict| summary.count(verdict));
-    summary.failed += plan.unassigned.len();
-    if code == exit::ACCOUNTING {
-        println!(
-            "the plan has {} case runs, {} were reported: a defect of the harness",
-            plan.size(),
-            results.len()
-        );
-        summary.failed += plan.size().abs_diff(results.len());
-    }
-    println!("logs:  {}   took {:.1} s", run_dir.path().display(), begun.elapsed().as_secs_f64());
-    println!("vm-test: {summary}");
-    Ok(code.into())
 }
 
 /// Checks options that the grammar cannot.
@@ -351,35 +368,32 @@ pub fn check(options: &Options) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn cases() -> Vec<Listing> {
-        let case = |name: &str| Listing { name: name.to_owned(), needs: Vec::new(), timeout_s: 1 };
-        vec![case("vm::bind::a"), case("vm::bind::ab"), case("vm::exit::c")]
-    }
-
-    fn names(options: &Options) -> Vec<String> {
-        select(&cases(), options).into_iter().map(|case| case.name).collect()
-    }
-
-    #[test]
-    fn filters_are_parts_of_names_unless_exact() {
-        let filters = vec!["bind::a".to_owned()];
-        let part = Options { filters: filters.clone(), ..Options::default() };
-        assert_eq!(names(&part), ["vm::bind::a", "vm::bind::ab"]);
-        assert_eq!(names(&Options { exact: true, ..part.clone() }), ["vm::bind::a"]);
-        assert_eq!(names(&Options { skip: vec!["ab".to_owned()], ..part }), ["vm::bind::a"]);
-    }
+    use crate::case::ListedNeed;
 
     #[test]
     fn the_lanes_of_this_checkout_name_kernels_that_exist() {
         let workspace = Workspace::find();
         let rows = kernels::rows(&workspace).unwrap();
-        for name in ["quick", "full"] {
+        for name in ["quick", "full", "nightly"] {
             let lane = lane(&workspace, name).unwrap();
             assert_eq!(
                 super::super::kernels::chosen(&rows, &lane.kernels).unwrap().len(),
                 lane.kernels.len()
             );
         }
+    }
+
+    #[test]
+    fn a_listed_case_tells_where_it_runs_and_why_not_elsewhere() {
+        let needs = vec![ListedNeed::Kernel(6, 1)];
+        let case = Listing { name: "vm::a".to_owned(), needs, timeout_s: 1 };
+        let kernels = [("new".to_owned(), (6, 1)), ("old".to_owned(), (5, 10))];
+        let (lane_fs, subjects) = (&["ext4".to_owned()], &[Subject::Rspawn]);
+        let axes = Axes { kernels: &kernels, lane_fs, every_fs: false, fs: &[], subjects };
+        let plan = matrix::plan(std::slice::from_ref(&case), &axes);
+        assert_eq!(
+            listed(&case, &plan),
+            "vm::a  needs [Kernel(6, 1)]  runs on new ext4  skipped on old: needs kernel >= 6.1"
+        );
     }
 }

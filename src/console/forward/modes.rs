@@ -15,12 +15,29 @@ use rustix::time::{Itimerspec, TimerfdTimerFlags};
 
 use super::Forwarder;
 use crate::console::mode::Keyboard;
+use crate::console::tint::Tint;
 use crate::sys::tty::enter_packet_mode;
 
 /// How often to look whether the terminal is ours again, while it is not: no event tells.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 impl Forwarder {
+    /// Gives what is shown a background colour, if it is shown on a terminal (C-02). To be called before
+    /// [`Forwarder::connect`].
+    pub fn tint(&mut self, colour: &str) {
+        if self.screen.as_ref().is_some_and(|sink| sink.end.is_terminal()) {
+            self.tint = Some(Tint::new(colour));
+        }
+    }
+
+    /// Takes the colour away again.
+    pub(super) fn wash(&mut self) {
+        if let (Some(tint), Some(sink)) = (self.tint.take(), &self.screen) {
+            // A terminal that takes nothing now, or is gone, keeps its colour.
+            let _ = sink.end.write(tint.end());
+        }
+    }
+
     /// Whether the user's terminal follows the modes of the pty, rather than being raw.
     pub(super) fn follows(&self) -> bool {
         matches!(self.style, Keyboard::Follow | Keyboard::OnDemand) && self.terminal.is_some()

@@ -9,7 +9,7 @@
 //! Rules of one program never contradict each other, so their order does not matter. What narrows an allowed call
 //! is a program of its own: the kernel takes the strictest answer of all programs.
 //!
-//! This file is also compiled into the build script, so it uses nothing of the crate but its sibling table.
+//! This file is also compiled into the build script, so it uses nothing of the crate but its siblings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +18,7 @@ use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
 
+use super::families::{Families, HIGHEST};
 use super::table;
 
 /// A program that can be exported (`export_bpf`); only a failure of the library itself is an error (SEC-04).
@@ -30,6 +31,8 @@ const ENOSYS: i32 = 38;
 const EAFNOSUPPORT: i32 = 97;
 const AF_NETLINK: u64 = 16;
 const NETLINK_AUDIT: u64 = 9;
+/// What socketcall(2) takes for socket(2) (linux/net.h).
+const SYS_SOCKET: u64 = 1;
 /// `O_DSYNC`, and the bit that `O_SYNC` has beyond it (asm-generic/fcntl.h).
 const SYNC_FLAGS: [u64; 2] = [0o10000, 0o4000000];
 /// `TIOCSTI` and `TIOCLINUX` (asm-generic/ioctls.h).
@@ -82,6 +85,23 @@ pub fn no_audit(arches: &[ScmpArch]) -> Built {
     let mut filter = start(arches, ScmpAction::Allow)?;
     let audit = [int_is(0, AF_NETLINK), int_is(2, NETLINK_AUDIT)];
     add(&mut filter, ScmpAction::Errno(EAFNOSUPPORT), "socket", &audit)?;
+    Ok(filter)
+}
+
+/// Makes a socket of a family that is not allowed fail with EAFNOSUPPORT, as one that the kernel was built without
+/// (S-04). socketpair(2) stays: what it connects was there before.
+pub fn families(arches: &[ScmpArch], allowed: &Families) -> Built {
+    let mut filter = start(arches, ScmpAction::Allow)?;
+    let refused = ScmpAction::Errno(EAFNOSUPPORT);
+    for family in (0..=HIGHEST).filter(|family| !allowed.allows(*family)) {
+        add(&mut filter, refused, "socket", &[int_is(0, family.into())])?;
+    }
+    if let Families::Only(_) = allowed {
+        // Later families, negative ones and whatever has bits beyond an int: none of them is in the list.
+        let above = ScmpArgCompare::new(0, ScmpCompareOp::Greater, HIGHEST.into());
+        add(&mut filter, refused, "socket", &[above])?;
+    }
+    add(&mut filter, refused, "socketcall", &[int_is(0, SYS_SOCKET)])?;
     Ok(filter)
 }
 

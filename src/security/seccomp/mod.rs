@@ -17,11 +17,13 @@ use std::io::{Read, Seek};
 use anyhow::{Context, Result};
 use rustix::fs::MemfdFlags;
 
+use self::families::Families;
 use super::caps::CapSet;
 use crate::sys;
 
 pub mod bpf;
 pub mod compact;
+pub mod families;
 pub mod filter;
 pub mod table;
 #[cfg(test)]
@@ -107,6 +109,21 @@ impl Program {
             programs.push(Cow::Owned(built.context("building the system call filter")?));
         }
         Ok(Self { programs })
+    }
+
+    /// The same for a payload that may use some families of sockets only (S-04).
+    ///
+    /// # Errors
+    ///
+    /// Only when libseccomp fails (SEC-04).
+    pub fn restricted_to(mut self, families: &Families) -> Result<Self> {
+        let arches = filter::arches(std::env::consts::ARCH)
+            .expect("the build script has built programs for this machine");
+        let built = exported(filter::families(arches, families));
+        let built = built.context("building the filter of address families")?;
+        // The allow list stays the last one.
+        self.programs.insert(0, Cow::Owned(built));
+        Ok(self)
     }
 }
 

@@ -319,7 +319,7 @@ impl Credential {
     }
 }
 
-/// In the form that [`Credential::set`] or [`Credential::load`] reads.
+/// In the form that [`Credential::set`] or [`Credential::load`] reads, the secret included: not for logs.
 impl fmt::Display for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.id)?;

@@ -157,6 +157,11 @@ impl KillSignal {
     /// What asks a systemd inside to shut down: SIGRTMIN+3 (systemd(1)).
     pub const SHUT_DOWN: Self = Self(SIGRTMIN + 3);
 
+    /// The signal that has ended a process.
+    pub fn of_number(number: i32) -> Self {
+        Self(number)
+    }
+
     /// The number for kill(2).
     pub fn number(self) -> i32 {
         self.0

@@ -3,6 +3,7 @@
 mod conflicts;
 mod credentials;
 mod environment;
+mod integration;
 mod knobs;
 mod mounts;
 mod process;
@@ -23,7 +24,7 @@ use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
 use crate::settings::value::{
-    Console, ExitMode, LinkJournal, PrivateUsers, Register, StartMode, User, Volatile,
+    Console, ExitMode, PrivateUsers, Register, StartMode, User, Volatile,
 };
 
 /// Decides.
@@ -62,6 +63,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
+        integration: integration::integration(settings, &root, network),
         environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
@@ -74,13 +76,18 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
         network,
+        background: settings.background.value().filter(|colour| !colour.is_empty()).cloned(),
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
         capabilities: security::capabilities(settings, network)?,
         makes_nodes: security::makes_nodes(settings)?,
         calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
+        labels: security::labels(settings, host)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
+        has_stub: process::has_stub(settings)?,
+        kill_signal: process::kill_signal(settings),
+        restart: process::restart(settings),
         handover: host.handover,
         notify_ready: settings.notify_ready.is_yes(),
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
@@ -106,9 +113,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.root_hash.is_said(), "--root-hash="),
         no(s.root_hash_sig.is_said(), "--root-hash-sig="),
         no(s.verity_data.is_said(), "--verity-data="),
-        no(s.start.or(StartMode::Pid1) == StartMode::Pid2, "--as-pid2"),
-        no(s.kill_signal.is_said(), "--kill-signal="),
-        no(s.status_fd.is_said(), "--status-fd="),
         no(s.share_system.is_yes(), "--share-system"),
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
@@ -130,18 +134,8 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.zone.is_said(), "--network-zone="),
         no(s.network_namespace.is_said(), "--network-namespace-path="),
         no(s.ports.is_said(), "--port="),
-        no(s.address_families.is_said(), "--restrict-address-families="),
-        no(s.selinux_context.is_said(), "--selinux-context="),
-        no(s.selinux_apifs_context.is_said(), "--selinux-apifs-context="),
-        no(s.resolv_conf.is_said(), "--resolv-conf="),
-        no(s.timezone.is_said(), "--timezone="),
-        no(
-            !matches!(s.link_journal.or(LinkJournal::Auto), LinkJournal::Auto | LinkJournal::No),
-            "--link-journal=",
-        ),
         no(s.forward_journal.is_said(), "--forward-journal="),
         no(s.bind_users.is_said(), "--bind-user="),
-        no(s.background.value().is_some_and(|colour| !colour.is_empty()), "--background="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
@@ -183,7 +177,7 @@ fn escape_key(settings: &Settings) -> Result<EscapeKey> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::environment::PATH;
     use super::*;
     use crate::cli::{self, Invocation};
@@ -192,7 +186,7 @@ mod tests {
     use crate::spec::Knobs;
     use std::io;
 
-    fn host() -> Host {
+    pub(in crate::spec::resolve) fn host() -> Host {
         Host {
             is_root: true,
             cwd: Some("/home/user".into()),
@@ -201,6 +195,7 @@ mod tests {
             own_cgroup: || None,
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             os_release: || Some("ID=fixture\n".to_owned()),
+            selinux: || false,
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),
@@ -208,11 +203,11 @@ mod tests {
         }
     }
 
-    fn spec(words: &[&str]) -> Result<Spec> {
+    pub(in crate::spec::resolve) fn spec(words: &[&str]) -> Result<Spec> {
         spec_on(words, &host())
     }
 
-    fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
+    pub(in crate::spec::resolve) fn spec_on(words: &[&str], host: &Host) -> Result<Spec> {
         let words = std::iter::once("rspawn").chain(words.iter().copied()).map(OsString::from);
         match cli::parse(words).unwrap() {
             Invocation::Run(settings) => resolve(&settings, host),
@@ -302,6 +297,48 @@ mod tests {
         let set = environment(&words, &host());
         assert_eq!(set[set.len() - 2..], ["a_b=1", "b=2"]);
         assert!(!set.iter().any(|variable| variable.starts_with("LANG=")), "{set:?}");
+    }
+
+    /// CLI-19, S-05.
+    #[test]
+    fn a_label_needs_selinux() {
+        for (option, short) in [("--selinux-context=", "-Z"), ("--selinux-apifs-context=", "-L")] {
+            let error = spec(&["-D/x", &format!("{short}u:r:t:s0")]).unwrap_err().to_string();
+            assert_eq!(error, format!("{option}: SELinux is not in use on this machine"));
+        }
+        let with = Host { selinux: || true, ..host() };
+        let found = spec_on(&["-D/x", "-Zu:r:t:s0", "-Lu:object_r:f:s0"], &with).unwrap();
+        assert_eq!(found.labels.process.as_deref(), Some("u:r:t:s0"));
+        assert_eq!(found.labels.files.as_deref(), Some("u:object_r:f:s0"));
+        assert!(found.api.selinux);
+    }
+
+    /// S-03.
+    #[test]
+    fn a_call_that_is_denied_must_exist() {
+        let error = spec(&["-D/x", "--system-call-filter=~@mout"]).unwrap_err();
+        assert!(error.to_string().contains("\"@mout\""), "{error}");
+        spec(&["-D/x", "--system-call-filter=@of-a-later-version"]).unwrap();
+    }
+
+    /// S-04.
+    #[test]
+    fn address_families_are_looked_up_by_name() {
+        let families = |words: &[&str]| -> String {
+            let words = [&["-D/x"], words].concat();
+            spec(&words).unwrap().calls.unwrap().families.unwrap().to_string()
+        };
+        let option = "--restrict-address-families=AF_UNIX AF_INET";
+        assert_eq!(families(&[option]), "AF_UNIX AF_INET");
+        let without = "--restrict-address-families=~AF_INET";
+        assert_eq!(families(&[option, without]), "AF_UNIX");
+        assert_eq!(families(&[without]), "all but AF_INET");
+        assert_eq!(families(&[option, "--restrict-address-families=none"]), "none");
+        let error = spec(&["-D/x", "--restrict-address-families=AF_NOSUCH"]).unwrap_err();
+        assert!(error.to_string().contains("\"AF_NOSUCH\" is no address family"), "{error}");
+        let unfiltered =
+            Host { variable: |name| (name == "SYSTEMD_SECCOMP").then(|| "0".into()), ..host() };
+        assert!(spec_on(&["-D/x", option], &unfiltered).is_err());
     }
 
     /// T-05, E-09.

@@ -33,7 +33,8 @@ pub(super) fn api(host: &Host, network: Network) -> Result<Api> {
         },
     };
     let tmp = boolean(host, "SYSTEMD_NSPAWN_TMPFS_TMP")?.unwrap_or(true);
-    Ok(Api { writable, own_network: network == Network::Private, tmp })
+    let own_network = network == Network::Private;
+    Ok(Api { writable, own_network, tmp, selinux: (host.selinux)() })
 }
 
 pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
@@ -140,5 +141,94 @@ impl Sources<'_> {
                 })?)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{host, spec, spec_on};
+    use super::*;
+    use crate::errors::Report;
+    use rstest::rstest;
+
+    fn rows(words: &[&str]) -> Vec<String> {
+        let words: Vec<_> = ["-D/x"].iter().chain(words).copied().collect();
+        let rows = crate::mounts::custom(&spec(&words).unwrap().mounts);
+        rows.iter()
+            .map(|row| row.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect()
+    }
+
+    /// M-01, M-03, M-04: relative sources start at the working directory; empty ones are counted.
+    #[test]
+    fn sources_are_of_the_host_of_the_tree_or_new() {
+        assert_eq!(
+            rows(&[
+                "--bind=rel:/a",
+                "--bind-ro=+/in:/b:norbind",
+                "--bind=:/c",
+                "--overlay=low:+/mid::/d",
+                "--overlay-ro=/one:/two",
+                "--inaccessible=/e",
+            ]),
+            [
+                "outer /a rbind of /home/user/rel",
+                "outer /b bind of /in inside ro",
+                "outer /c rbind of a new directory",
+                "outer /d overlay of /home/user/low, /mid inside under a new directory",
+                "outer /two overlay of /one, /two ro",
+                "outer /e inaccessible ro nosuid nodev noexec",
+            ]
+        );
+        let spec = spec(&["-D/x", "--bind=:/c", "--bind=:/d"]).unwrap();
+        let from = |n: usize| match &spec.mounts[n].kind {
+            CustomKind::Bind { from, .. } => from.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([from(0), from(1)], [From::Scratch(0), From::Scratch(1)]);
+    }
+
+    /// MNT-30, CLI-24: before anything is touched, and with a way out.
+    #[rstest]
+    #[case("--bind=/gone", "looking for the source \"/gone\"")]
+    #[case("--overlay=/gone::/o", "looking for the layer \"/gone\"")]
+    #[case("--overlay=/low:/gone:/o", "looking for the upper layer \"/gone\"")]
+    #[case("--overlay=/low:/:/o", "cannot be the upper layer")]
+    #[case("--overlay=/low:+/:/o", "cannot be the upper layer")]
+    #[case("--bind=/a:/", "nothing can be mounted over the root")]
+    #[case("--tmpfs=/", "nothing can be mounted over the root")]
+    #[case("--overlay=/low::/dev", "nothing can be mounted over /dev")]
+    #[case("--inaccessible=/run/host", "nothing can be mounted over /run/host")]
+    #[case("--bind=/a:/b:idmap", "need a user namespace")]
+    fn what_cannot_be_mounted_is_refused(#[case] option: &str, #[case] said: &str) {
+        let report = Report::of(&spec(&["-D/x", option]).unwrap_err());
+        let name = option.split('=').next().unwrap();
+        assert!(report.chain.starts_with(name) && report.chain.contains(said), "{report}");
+        assert!(report.hint.is_some(), "{report}");
+    }
+
+    /// F-05.
+    #[test]
+    fn the_variables_of_the_api_file_systems_are_decided() {
+        let with = |variable: fn(&str) -> Option<std::ffi::OsString>| {
+            spec_on(&["-D/x", "--private-network"], &Host { variable, ..host() })
+        };
+        let api = |variable| with(variable).unwrap().api;
+        let quiet = api(|_| None);
+        let expected =
+            Api { writable: Writable::No, own_network: true, tmp: true, selinux: quiet.selinux };
+        assert_eq!(quiet, expected);
+        assert_eq!(
+            api(|name| name.ends_with("_API_VFS_WRITABLE").then(|| "network".into())).writable,
+            Writable::Network
+        );
+        assert_eq!(
+            api(|name| name.ends_with("_API_VFS_WRITABLE").then(|| "on".into())).writable,
+            Writable::Yes
+        );
+        assert!(!api(|name| name.ends_with("_TMPFS_TMP").then(|| "0".into())).tmp);
+        let error =
+            with(|name| name.ends_with("_API_VFS_WRITABLE").then(|| "some".into())).unwrap_err();
+        assert!(error.to_string().contains("SYSTEMD_NSPAWN_API_VFS_WRITABLE"), "{error:#}");
     }
 }

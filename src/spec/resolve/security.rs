@@ -1,14 +1,18 @@
 //! What may the payload do, and use up?
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 
 use super::knobs;
-use crate::errors::hinted;
+use crate::errors::{hinted, warn};
 use crate::host::Host;
 use crate::security::caps::{CapSet, NetworkAdmin, retained};
-use crate::settings::value::CapList;
+use crate::security::seccomp::CallLists;
+use crate::security::seccomp::families::Families;
+use crate::settings::value::{AddressFamilies, CapList};
 use crate::settings::{Each, Settings};
-use crate::spec::{Calls, Limits, Network, Start};
+use crate::spec::{Calls, Labels, Limits, Network, Start};
 
 fn union(lists: &Each<CapList>, option: &'static str) -> Result<CapSet> {
     lists
@@ -32,15 +36,71 @@ pub(super) fn ambient(settings: &Settings, start: &Start) -> Result<CapSet> {
 pub(super) fn calls(settings: &Settings, host: &Host) -> Result<Option<Calls>> {
     // Read in any case, so that a value that is none is told.
     let by_variable = knobs::boolean(host, "SYSTEMD_SUPPRESS_SYNC")?.unwrap_or(false);
-    if knobs::boolean(host, "SYSTEMD_SECCOMP")? == Some(false) {
-        return Ok(None);
-    }
-    let suppress_sync = settings.suppress_sync.or(by_variable);
-    let mut calls = Calls { suppress_sync, ..Calls::default() };
+    let filtered = knobs::boolean(host, "SYSTEMD_SECCOMP")?.unwrap_or(true);
+    let mut calls = Calls {
+        suppress_sync: settings.suppress_sync.or(by_variable),
+        families: families(settings)?,
+        ..Calls::default()
+    };
     for rule in settings.syscalls.values() {
         calls.lists.add(&rule.to_string());
     }
-    Ok(Some(calls))
+    check_names(&calls.lists)?;
+    if filtered {
+        return Ok(Some(calls));
+    }
+    ensure!(
+        calls.families.is_none() && calls.lists == CallLists::default(),
+        hinted(
+            "SYSTEMD_SECCOMP=0 and a filter that was asked for exclude each other",
+            "unset the variable, or leave --system-call-filter= and --restrict-address-families= out",
+        )
+    );
+    Ok(None)
+}
+
+/// What is to be denied must be understood; an unknown call that is allowed would have been refused as unknown anyway.
+/// systemd-nspawn warns of both, a difference on purpose: `~@mout` denies nothing.
+fn check_names(lists: &CallLists) -> Result<()> {
+    for name in lists.unknown() {
+        let what = format!("--system-call-filter=: there is no system call or set \"{name}\"");
+        ensure!(
+            !lists.deny.iter().any(|denied| denied == name),
+            hinted(what, "sets have the names of systemd.exec(5), such as @mount")
+        );
+        warn(what);
+    }
+    Ok(())
+}
+
+/// S-04.
+fn families(settings: &Settings) -> Result<Option<Families>> {
+    let mut all = None;
+    for list in settings.address_families.values() {
+        let (names, denied) = match list {
+            AddressFamilies::Only(names) => (names, false),
+            AddressFamilies::AllBut(names) => (names, true),
+        };
+        let numbers: BTreeSet<u32> = names
+            .iter()
+            .map(|name| {
+                Families::number(name).with_context(|| {
+                    hinted(
+                        format!("--restrict-address-families=: \"{name}\" is no address family"),
+                        "families have names such as AF_UNIX, AF_INET and AF_INET6",
+                    )
+                })
+            })
+            .collect::<Result<_>>()?;
+        all = Some(match all {
+            // `none` starts anew, as it does in systemd.exec(5).
+            _ if numbers.is_empty() => Families::NONE,
+            None if denied => Families::AllBut(numbers),
+            None => Families::Only(numbers),
+            Some(so_far) => Families::with(so_far, &numbers, denied),
+        });
+    }
+    Ok(all)
 }
 
 pub(super) fn limits(settings: &Settings) -> Result<Limits> {
@@ -67,4 +127,23 @@ pub(super) fn capabilities(settings: &Settings, network: Network) -> Result<CapS
         Network::Private => NetworkAdmin::OwnNetwork,
     };
     Ok(retained(added, dropped, admin))
+}
+
+/// CLI-19, S-05. systemd-nspawn leaves a label out quietly where there is no SELinux; who asks for one relies on it.
+pub(super) fn labels(settings: &Settings, host: &Host) -> Result<Labels> {
+    let asked = [
+        ("--selinux-context=", settings.selinux_context.value()),
+        ("--selinux-apifs-context=", settings.selinux_apifs_context.value()),
+    ];
+    if let Some((option, _)) = asked.iter().find(|(_, label)| label.is_some()) {
+        ensure!(
+            (host.selinux)(),
+            hinted(
+                format!("{option}: SELinux is not in use on this machine"),
+                "leave the option out, or boot a kernel with SELinux and a policy",
+            )
+        );
+    }
+    let [process, files] = asked.map(|(_, label)| label.map(ToString::to_string));
+    Ok(Labels { process, files })
 }

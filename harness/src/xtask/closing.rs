@@ -1,0 +1,282 @@
+//! The end of `cargo xtask vm-test`: skips, failures, differences, figures, and the closing line.
+//!
+//! Invariant: the figures and the exit code come from the same verdicts, as the declared differences leave them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::guest::Subject;
+use crate::matrix::Plan;
+use crate::report::Verdict;
+use crate::report::difference::{Differences, Finding, Row, compare};
+use crate::report::human::{Human, failure_text};
+use crate::report::junit::junit;
+use crate::report::summary::{Summary, exit, exit_code};
+use crate::runner::{JobEnd, Located};
+
+use super::select::RESULTS;
+
+/// What a run was, when all its guests have ended.
+#[derive(Debug)]
+pub(super) struct Ended<'a> {
+    /// What was to run.
+    pub(super) plan: &'a Plan,
+    /// What came of it.
+    pub(super) ends: &'a [JobEnd],
+    /// What is expected of the reference.
+    pub(super) differences: &'a Differences,
+    /// What is wrong with the lists of expected skips and differences.
+    pub(super) wrong_lists: Vec<String>,
+    /// The run's directory.
+    pub(super) dir: &'a Path,
+    /// How long it took.
+    pub(super) took: Duration,
+    /// How many times everything was to run.
+    pub(super) rounds: usize,
+    /// Who is told.
+    pub(super) human: &'a Human,
+}
+
+/// What a run comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Outcome {
+    summary: Summary,
+    code: u8,
+}
+
+impl Ended<'_> {
+    /// Tells the end and keeps the results, for JUnit's readers too; the exit code.
+    ///
+    /// # Errors
+    /// When the results cannot be written.
+    pub(super) fn tell(&self, verbose: bool, junit_file: Option<&Path>) -> Result<u8> {
+        let results: Vec<&Located> = self.ends.iter().flat_map(|end| &end.reports).collect();
+        let infrastructure: Vec<&String> =
+            self.ends.iter().flat_map(|end| &end.infrastructure).collect();
+        let text = serde_json::to_vec_pretty(&results).context("encoding the results")?;
+        fs::write(self.dir.join(RESULTS), text).context("writing the results")?;
+        if let Some(path) = junit_file {
+            let text = junit(self.plan, &results, |located| self.is_fine(located));
+            fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        }
+        self.tell_skips();
+        if verbose {
+            for located in results.iter().filter(|at| at.report.verdict == Verdict::Passed) {
+                self.line(&format!("---- {}\n{}", located.report.case, located.report.output));
+            }
+        }
+        self.line("");
+        for located in results.iter().filter(|located| !self.is_fine(located)) {
+            let logs = located.logs.display().to_string();
+            self.line(&failure_text(&located.cell, &located.report, &logs));
+        }
+        for why in &infrastructure {
+            self.line(&format!("---- the machine: {why}\n"));
+        }
+        for case in &self.plan.unassigned {
+            self.line(&format!("---- {case}: no cell of the lane has what it needs\n"));
+        }
+        for complaint in &self.wrong_lists {
+            self.line(&format!("---- {complaint}\n"));
+        }
+        let rows = compare(&results, self.differences);
+        self.tell_differences(&rows);
+        self.tell_rates(&results);
+        let Outcome { summary, code } = self.outcome(&results, &rows, infrastructure.len());
+        if code == exit::ACCOUNTING {
+            self.line(&format!(
+                "the plan has {} case runs, {} were reported: a defect of the harness",
+                self.planned(),
+                results.len()
+            ));
+        }
+        self.line(&format!(
+            "logs:  {}   took {:.1} s",
+            self.dir.display(),
+            self.took.as_secs_f64()
+        ));
+        self.line(&format!("vm-test: {summary}"));
+        self.human.value(&serde_json::json!({
+            "event": "end",
+            "passed": summary.passed,
+            "failed": summary.failed,
+            "skipped": summary.skipped,
+            "code": code,
+        }));
+        Ok(code)
+    }
+
+    /// Whether nothing needs to be said of a result.
+    fn is_fine(&self, located: &Located) -> bool {
+        located.is_fine(self.differences)
+    }
+
+    fn planned(&self) -> usize {
+        self.plan.size() * self.rounds
+    }
+
+    fn outcome(&self, results: &[&Located], rows: &[Row], broken: usize) -> Outcome {
+        let as_expected = |located: &&Located| {
+            if self.is_fine(located) { Verdict::Passed } else { located.report.verdict.clone() }
+        };
+        let verdicts: Vec<Verdict> = results.iter().map(as_expected).collect();
+        let verdicts: Vec<&Verdict> = verdicts.iter().collect();
+        let stale = rows.iter().filter(|row| row.finding == Finding::Stale).count();
+        let mut summary = Summary { skipped: self.plan.skips.len(), ..Summary::default() };
+        verdicts.iter().for_each(|verdict| summary.count(verdict));
+        summary.failed += self.plan.unassigned.len() + stale + self.wrong_lists.len();
+        let mut code = exit_code(self.planned(), &verdicts, broken);
+        let outdated =
+            !self.plan.unassigned.is_empty() || stale > 0 || !self.wrong_lists.is_empty();
+        if code == exit::PASSED && outdated || self.planned() == 0 {
+            code = exit::UNASSIGNED;
+        }
+        if code == exit::ACCOUNTING {
+            summary.failed += self.planned().abs_diff(results.len());
+        }
+        Outcome { summary, code }
+    }
+
+    fn tell_skips(&self) {
+        for skip in &self.plan.skips {
+            let subject = if skip.subject == Subject::Nspawn { " (nspawn)" } else { "" };
+            let kernel = &skip.kernel;
+            self.line(&format!(
+                "SKIP     {kernel:<11} {:<6} {}{subject}  {}",
+                "-", skip.case, skip.why
+            ));
+        }
+    }
+
+    fn tell_differences(&self, rows: &[Row]) {
+        if rows.is_empty() {
+            return;
+        }
+        self.line("differences from systemd-nspawn:");
+        for Row { case, finding, why } in rows {
+            let why = why.replace('\n', " ");
+            let why: String = why.chars().take(200).collect();
+            self.line(&format!("  {:<8} {case}  {why}", finding.word()));
+        }
+        self.line("");
+    }
+
+    /// With several rounds: how often each case that failed did.
+    fn tell_rates(&self, results: &[&Located]) {
+        for (name, failed, runs) in rates(results, |located| self.is_fine(located)) {
+            if self.rounds > 1 && failed > 0 {
+                self.line(&format!("failed {failed} of {runs}: {name}"));
+            }
+        }
+    }
+
+    fn line(&self, text: &str) {
+        self.human.line(text);
+    }
+}
+
+/// Each case in its cell, with how many of its runs failed.
+fn rates(results: &[&Located], passes: impl Fn(&Located) -> bool) -> Vec<(String, usize, usize)> {
+    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for located in results {
+        let name = format!("{} ({})", located.report.case, located.cell);
+        let (failed, runs) = counts.entry(name).or_default();
+        *failed += usize::from(!passes(located));
+        *runs += 1;
+    }
+    counts.into_iter().map(|(name, (failed, runs))| (name, failed, runs)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::case::Listing;
+    use crate::matrix::{Cell, Job};
+    use crate::report::CaseReport;
+    use crate::report::human::Format;
+
+    fn failed() -> Verdict {
+        Verdict::Failed { chain: Vec::new() }
+    }
+
+    /// The outcome of a case with both launchers, under a declaration or none.
+    fn outcome(ours: Verdict, theirs: Verdict, list: &str) -> Outcome {
+        let cell = |subject| {
+            let (kernel, fs) = ("k".to_owned(), "ext4".to_owned());
+            Cell { kernel, version: (6, 1), fs, subject }
+        };
+        let case = Listing { name: "vm::a::x".to_owned(), needs: Vec::new(), timeout_s: 1 };
+        let report = |verdict| CaseReport {
+            case: case.name.clone(),
+            verdict,
+            duration_ms: 1,
+            output: String::new(),
+            console: Vec::new(),
+        };
+        let mut plan = Plan::default();
+        let mut end = JobEnd::default();
+        for (subject, verdict) in [(Subject::Rspawn, ours), (Subject::Nspawn, theirs)] {
+            plan.jobs.push(Job { cell: cell(subject), cases: vec![case.clone()] });
+            let (report, logs) = (report(verdict), "".into());
+            end.reports.push(Located { cell: cell(subject), report, logs });
+        }
+        let differences = Differences::parse(list).unwrap();
+        let ended = Ended {
+            plan: &plan,
+            ends: &[end],
+            differences: &differences,
+            dir: Path::new(""),
+            took: Duration::ZERO,
+            rounds: 1,
+            wrong_lists: Vec::new(),
+            human: &Human::new(Differences::default(), Format::Human),
+        };
+        let results: Vec<&Located> = ended.ends[0].reports.iter().collect();
+        ended.outcome(&results, &compare(&results, &differences), 0)
+    }
+
+    const DECLARED: &str = "\"a::x\" = \"so it is\"";
+
+    #[rstest]
+    #[case::same(Verdict::Passed, Verdict::Passed, "", (2, 0), exit::PASSED)]
+    #[case::declared(Verdict::Passed, failed(), DECLARED, (2, 0), exit::PASSED)]
+    #[case::undeclared(Verdict::Passed, failed(), "", (1, 1), exit::FAILED)]
+    #[case::stale(Verdict::Passed, Verdict::Passed, DECLARED, (2, 1), exit::UNASSIGNED)]
+    #[case::ours_fails(failed(), failed(), DECLARED, (1, 1), exit::FAILED)]
+    fn differences_change_figures_and_exit_code_alike(
+        #[case] ours: Verdict,
+        #[case] theirs: Verdict,
+        #[case] list: &str,
+        #[case] (passed, failed): (usize, usize),
+        #[case] code: u8,
+    ) {
+        let found = outcome(ours, theirs, list);
+        assert_eq!((found.summary.passed, found.summary.failed), (passed, failed));
+        assert_eq!(found.code, code);
+    }
+
+    #[test]
+    fn a_case_that_fails_now_and_then_is_told_with_its_rate() {
+        let at = |verdict| {
+            let cell = Cell {
+                kernel: "k".to_owned(),
+                version: (6, 1),
+                fs: "ext4".to_owned(),
+                subject: Subject::Rspawn,
+            };
+            let (case, output, console) = ("a".to_owned(), String::new(), Vec::new());
+            let report = CaseReport { case, verdict, duration_ms: 1, output, console };
+            Located { cell, report, logs: "".into() }
+        };
+        let results = [at(Verdict::Passed), at(failed()), at(Verdict::Passed)];
+        let results: Vec<&Located> = results.iter().collect();
+        let rates = rates(&results, |located| located.report.verdict == Verdict::Passed);
+        assert_eq!(rates, [("a (k ext4)".to_owned(), 1, 3)]);
+    }
+}

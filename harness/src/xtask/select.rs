@@ -1,0 +1,241 @@
+//! Which cases does a command line mean? By name, by what failed before, and by a share of the rest.
+//!
+//! Invariant: the shares of `--partition` are disjoint and together everything, whatever the filters leave.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::case::Listing;
+use crate::report::difference::Differences;
+use crate::rundir;
+use crate::runner::Located;
+use crate::workspace::Workspace;
+
+/// Results of a run, in its directory.
+pub const RESULTS: &str = "results.json";
+
+/// How to choose cases.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Selection {
+    /// Run cases whose name contains one of these
+    pub filters: Vec<String>,
+    /// Compare whole names with the filters, with or without the leading `vm::`
+    #[arg(long)]
+    pub exact: bool,
+    /// Leave out cases whose name contains this
+    #[arg(long, value_name = "PART")]
+    pub skip: Vec<String>,
+    /// Only what did not pass in this run, or in the last one
+    #[arg(long, value_name = "RUN", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub failed: Option<String>,
+    /// Only this share of the cases: slice:M/N deals them out in order, hash:M/N by name
+    #[arg(long, value_name = "slice:M/N|hash:M/N")]
+    pub partition: Option<Partition>,
+}
+
+impl Selection {
+    /// The cases that are meant, in the suite's order.
+    ///
+    /// # Errors
+    /// When there is no earlier run, or its results cannot be read.
+    pub fn choose(
+        &self,
+        workspace: &Workspace,
+        cases: &[Listing],
+        differences: &Differences,
+    ) -> Result<Vec<Listing>> {
+        let failed = match &self.failed {
+            None => None,
+            Some(run) => Some(failed_in(&results_of(workspace, run)?, differences)?),
+        };
+        let wanted = |case: &&Listing| {
+            self.names(&case.name) && failed.as_ref().is_none_or(|names| names.contains(&case.name))
+        };
+        let chosen: Vec<Listing> = cases.iter().filter(wanted).cloned().collect();
+        Ok(match self.partition {
+            None => chosen,
+            Some(partition) => partition.share(chosen),
+        })
+    }
+
+    fn names(&self, name: &str) -> bool {
+        let fits = |filter: &String| {
+            if self.exact { short(name) == short(filter) } else { name.contains(filter.as_str()) }
+        };
+        (self.filters.is_empty() || self.filters.iter().any(fits))
+            && !self.skip.iter().any(|part| name.contains(part.as_str()))
+    }
+}
+
+fn short(name: &str) -> &str {
+    name.strip_prefix("vm::").unwrap_or(name)
+}
+
+/// The results of a run by its name; of the last one that has any when the name is empty.
+fn results_of(workspace: &Workspace, run: &str) -> Result<PathBuf> {
+    let runs = rundir::runs(workspace)?;
+    let named = |path: &&PathBuf| path.to_string_lossy().ends_with(run);
+    let with_results = |path: &&PathBuf| path.join(RESULTS).is_file();
+    let found = runs.iter().rev().filter(named).find(with_results);
+    let path = found.with_context(|| format!("no run \"{run}\" has results"))?;
+    Ok(path.join(RESULTS))
+}
+
+/// The cases that did not end as they should, by name.
+fn failed_in(path: &Path, differences: &Differences) -> Result<BTreeSet<String>> {
+    let what = || format!("reading {}", path.display());
+    let text = fs::read(path).with_context(what)?;
+    let results: Vec<Located> = serde_json::from_slice(&text).with_context(what)?;
+    let failed = results.into_iter().filter(|located| !located.is_fine(differences));
+    Ok(failed.map(|located| located.report.case).collect())
+}
+
+/// A share of the cases, with the words and the meaning that cargo-nextest has for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partition {
+    by: By,
+    /// From 1.
+    share: usize,
+    shares: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// The first goes to the first share, the second to the second, ….
+    Slice,
+    /// A case stays in its share when others come and go.
+    Hash,
+}
+
+impl Partition {
+    fn share(self, cases: Vec<Listing>) -> Vec<Listing> {
+        let mine = |(index, case): &(usize, Listing)| {
+            let number = match self.by {
+                By::Slice => *index,
+                By::Hash => crc32fast::hash(case.name.as_bytes()) as usize,
+            };
+            number % self.shares == self.share - 1
+        };
+        cases.into_iter().enumerate().filter(mine).map(|(_, case)| case).collect()
+    }
+}
+
+impl FromStr for Partition {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once(':').and_then(|(by, rest)| Some((by, rest.split_once('/')?)));
+        let Some((by, (share, shares))) = parts else {
+            bail!("expected slice:M/N or hash:M/N");
+        };
+        let by = match by {
+            "slice" => By::Slice,
+            "hash" => By::Hash,
+            other => bail!("\"{other}\" is no way to part cases: slice or hash"),
+        };
+        let number = |word: &str| {
+            word.parse::<usize>().with_context(|| format!("reading the number \"{word}\""))
+        };
+        let (share, shares) = (number(share)?, number(shares)?);
+        ensure!((1..=shares).contains(&share), "there is no share {share} of {shares}");
+        Ok(Self { by, share, shares })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn cases(names: &[&str]) -> Vec<Listing> {
+        let case =
+            |name: &&str| Listing { name: (*name).to_owned(), needs: Vec::new(), timeout_s: 1 };
+        names.iter().map(case).collect()
+    }
+
+    fn chosen(selection: &Selection) -> Vec<String> {
+        let all = cases(&["vm::bind::a", "vm::bind::ab", "vm::exit::c"]);
+        let nowhere = Workspace::at(Path::new("/"), Path::new("/nonexistent"));
+        let chosen = selection.choose(&nowhere, &all, &Differences::default()).unwrap();
+        chosen.into_iter().map(|case| case.name).collect()
+    }
+
+    #[test]
+    fn filters_are_parts_of_names_unless_exact() {
+        let filters = vec!["bind::a".to_owned()];
+        let part = Selection { filters, ..Selection::default() };
+        assert_eq!(chosen(&part), ["vm::bind::a", "vm::bind::ab"]);
+        assert_eq!(chosen(&Selection { exact: true, ..part.clone() }), ["vm::bind::a"]);
+        assert_eq!(chosen(&Selection { skip: vec!["ab".to_owned()], ..part }), ["vm::bind::a"]);
+    }
+
+    #[rstest]
+    #[case("slice")]
+    #[case("hash")]
+    fn shares_are_disjoint_and_together_everything(#[case] by: &str) {
+        let names: Vec<String> = (0..50).map(|n| format!("vm::c{n}")).collect();
+        let all = cases(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let share = |m| Partition::from_str(&format!("{by}:{m}/3")).unwrap().share(all.clone());
+        let mut together: Vec<String> = (1..=3).flat_map(share).map(|case| case.name).collect();
+        together.sort();
+        let mut expected = names.clone();
+        expected.sort();
+        assert_eq!(together, expected);
+        assert!((1..=3).all(|m| !share(m).is_empty()));
+    }
+
+    #[test]
+    fn a_slice_deals_the_cases_out() {
+        let second = Partition::from_str("slice:2/2").unwrap().share(cases(&["a", "b", "c", "d"]));
+        assert_eq!(second, cases(&["b", "d"]));
+    }
+
+    #[rstest]
+    #[case("slice:0/2", "no share 0")]
+    #[case("slice:3/2", "no share 3")]
+    #[case("slice:1", "expected")]
+    #[case("third:1/2", "no way to part")]
+    #[case("hash:x/2", "\"x\"")]
+    fn a_partition_of_another_form_is_refused(#[case] text: &str, #[case] complaint: &str) {
+        let error = format!("{:#}", Partition::from_str(text).unwrap_err());
+        assert!(error.contains(complaint), "{error}");
+    }
+
+    #[test]
+    fn failed_cases_of_the_last_run_with_results_are_chosen() {
+        let target = tempfile::tempdir().unwrap();
+        let workspace = Workspace::at(Path::new("/"), target.path());
+        let cell = r#"{"kernel":"k","version":[6,1],"fs":"ext4","subject":"rspawn"}"#;
+        let result = |case: &str, verdict: &str| {
+            format!(
+                r#"{{"cell":{cell},"logs":"/","report":{{"case":"{case}","verdict":{verdict},"duration_ms":1,"output":"","console":[]}}}}"#
+            )
+        };
+        let (passed, hung) = (r#""passed""#, r#"{"hung":{"why":""}}"#);
+        let runs = [
+            ("run-1", vec![result("vm::bind::a", hung)]),
+            ("run-2", vec![result("vm::bind::a", passed), result("vm::exit::c", hung)]),
+        ];
+        for (name, results) in runs {
+            let dir = workspace.vm_dir().join(name);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(RESULTS), format!("[{}]", results.join(","))).unwrap();
+        }
+        fs::create_dir(workspace.vm_dir().join("run-3")).unwrap();
+        let all = cases(&["vm::bind::a", "vm::exit::c"]);
+        let choose = |run: &str| {
+            let selection = Selection { failed: Some(run.to_owned()), ..Selection::default() };
+            selection
+                .choose(&workspace, &all, &Differences::default())
+                .map(|chosen| chosen[0].name.clone())
+        };
+        assert_eq!(choose("").unwrap(), "vm::exit::c");
+        assert_eq!(choose("1").unwrap(), "vm::bind::a");
+        assert!(choose("9").is_err());
+    }
+}

@@ -1,0 +1,345 @@
+//! Where is the container's journal, and how does the host see it? (`--link-journal=`, HST-03, HST-04,
+//! systemd-nspawn(1).)
+//!
+//! Invariant: nothing of the host is removed because of what the tree says of itself. `auto`, the default, uses a
+//! directory that is there and nothing else; a link to another place is replaced only if a mode was asked for.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags, statx};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::files::read_of_host;
+use super::{HARMLESS, bind};
+use crate::errors::{hinted, warn};
+use crate::ids::{self, Ids, OfTree};
+use crate::inroot::{InRoot, Links};
+
+/// Where journals are, on the host and in the tree (systemd-journald.service(8)).
+const JOURNALS: &str = "/var/log/journal";
+
+/// What is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Journal {
+    /// Nothing: `no`, and whatever is thrown away.
+    Leave,
+    /// The host's directory is mounted if there is one.
+    Auto {
+        /// The tree, as the host names it.
+        tree: PathBuf,
+    },
+    /// The journal is in the tree, and the host has a link to it.
+    Guest {
+        /// The tree, as the host names it.
+        tree: PathBuf,
+        /// A host without journals is fine.
+        lenient: bool,
+    },
+    /// The journal is on the host, and mounted in the container.
+    Host {
+        /// The tree, as the host names it.
+        tree: PathBuf,
+        /// A host without journals is fine.
+        lenient: bool,
+    },
+}
+
+impl fmt::Display for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (place, lenient) = match self {
+            Self::Leave => return f.write_str("not linked"),
+            Self::Auto { .. } => return f.write_str("on the host if it has a place for it"),
+            Self::Guest { lenient, .. } => ("in the tree, linked from the host", lenient),
+            Self::Host { lenient, .. } => ("on the host", lenient),
+        };
+        write!(f, "{place}{}", if *lenient { " if it keeps journals" } else { "" })
+    }
+}
+
+/// What the host has for this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Directory,
+    /// A directory with something mounted on it.
+    Mounted,
+    /// A link to the journal in the tree.
+    LinkToTree,
+    OtherLink,
+    Other,
+}
+
+/// How the way is cleared for what is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clear {
+    Nothing,
+    Unlink,
+    RemoveDirectory,
+}
+
+/// What follows from a mode and what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Leave,
+    /// The link is right; only its target may be missing.
+    MakeInTree,
+    Link(Clear),
+    Mount(Clear),
+    /// There is something else.
+    RefuseMounted,
+    RefuseOther,
+}
+
+/// The table of HST-03 (d to i).
+fn plan(wanted: &Journal, found: Found) -> Plan {
+    match (wanted, found) {
+        (Journal::Leave, _) => Plan::Leave,
+        (Journal::Auto { .. }, Found::Directory) => Plan::Mount(Clear::Nothing),
+        (Journal::Auto { .. } | Journal::Guest { .. }, Found::LinkToTree) => Plan::MakeInTree,
+        (Journal::Auto { .. }, _) => Plan::Leave,
+        (_, Found::Mounted) => Plan::RefuseMounted,
+        (_, Found::Other) => Plan::RefuseOther,
+        (Journal::Guest { .. }, Found::Nothing) => Plan::Link(Clear::Nothing),
+        (Journal::Guest { .. }, Found::Directory) => Plan::Link(Clear::RemoveDirectory),
+        (Journal::Guest { .. }, Found::OtherLink) => Plan::Link(Clear::Unlink),
+        (Journal::Host { .. }, Found::Nothing | Found::Directory) => Plan::Mount(Clear::Nothing),
+        (Journal::Host { .. }, Found::LinkToTree | Found::OtherLink) => Plan::Mount(Clear::Unlink),
+    }
+}
+
+/// Does it.
+///
+/// # Errors
+/// When a mode was asked for and cannot be had; what fails of `auto` is told.
+pub(super) fn apply(wanted: &Journal, ids: &Ids, tree: &InRoot) -> Result<()> {
+    match wanted {
+        Journal::Leave => Ok(()),
+        // A new id has no journal yet (HST-03 a, i).
+        Journal::Auto { .. } if !ids.machine_stays => Ok(()),
+        Journal::Auto { tree: name } => {
+            if let Err(error) = link(wanted, name, &ids.machine, tree) {
+                warn(format_args!("--link-journal=auto: {error:#}"));
+            }
+            Ok(())
+        }
+        Journal::Guest { tree: name, .. } | Journal::Host { tree: name, .. } => {
+            let linked = match ids::of_tree(tree) {
+                OfTree::Garbage => Err(garbage()),
+                OfTree::Id(_) | OfTree::None => link(wanted, name, &ids.machine, tree),
+            };
+            linked.context("--link-journal=")
+        }
+    }
+}
+
+fn garbage() -> anyhow::Error {
+    hinted(
+        "/etc/machine-id of the container holds no machine id",
+        "a journal is named by that; empty the file to have an id made",
+    )
+    .into()
+}
+
+fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<()> {
+    let id = machine.replace('-', "");
+    let path = format!("{JOURNALS}/{id}");
+    let host = Path::new(&path);
+    // The name of the place, for a link; the place itself is reached through `tree`.
+    let in_tree = PathBuf::from(format!("{}{path}", name.display()));
+    let found = found(host, &in_tree, tree)?;
+    let plan = plan(wanted, found);
+    if plan == Plan::Leave {
+        return Ok(());
+    }
+    let lenient = matches!(
+        wanted,
+        Journal::Guest { lenient: true, .. } | Journal::Host { lenient: true, .. }
+    );
+    if is_of_host(&id) {
+        let same = hinted(
+            format!("the container has the host's own machine id, {id}"),
+            "give it another: empty its /etc/machine-id",
+        );
+        if !lenient {
+            return Err(same.into());
+        }
+        warn(format_args!("--link-journal=: {same}"));
+        return Ok(());
+    }
+    match plan {
+        Plan::Leave => Ok(()),
+        Plan::RefuseMounted => {
+            ensure!(lenient, "{path} of the host is a mount point");
+            Ok(())
+        }
+        Plan::RefuseOther => bail!("{path} of the host is neither a directory nor a link"),
+        Plan::MakeInTree => make_in_tree(&path, tree).map(drop),
+        Plan::Link(_) | Plan::Mount(_) if !Path::new(JOURNALS).is_dir() => {
+            ensure!(
+                lenient,
+                hinted(
+                    format!("the host keeps no journal: it has no {JOURNALS}"),
+                    format!("make that directory, or say try-{}", word(wanted)),
+                )
+            );
+            Ok(())
+        }
+        Plan::Link(clear_way) => {
+            make_in_tree(&path, tree)?;
+            clear(clear_way, host)?;
+            rustix::fs::symlinkat(&in_tree, CWD, host)
+                .with_context(|| format!("linking {path} of the host to the container's"))
+        }
+        Plan::Mount(clear_way) => {
+            let place = make_in_tree(&path, tree)?;
+            ensure!(!is_mount_point(&place)?, "{path} of the container is a mount point");
+            clear(clear_way, host)?;
+            match rustix::fs::mkdirat(CWD, host, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("making {path} of the host"));
+                }
+            }
+            if !is_empty(tree, &path)? {
+                warn(format_args!(
+                    "--link-journal=: {path} of the container has files that the mount hides"
+                ));
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let journal = rustix::fs::openat(CWD, host, flags, Mode::empty())
+                .with_context(|| format!("opening {path} of the host"))?;
+            bind(host, journal, &path, HARMLESS, tree)
+        }
+    }
+}
+
+fn word(wanted: &Journal) -> &'static str {
+    match wanted {
+        Journal::Guest { .. } => "guest",
+        _ => "host",
+    }
+}
+
+/// Looks at the host's place, and at whether a link there is to the tree's: by its text, as it was written,
+/// or else by where it leads.
+fn found(host: &Path, in_tree: &Path, tree: &InRoot) -> Result<Found> {
+    let looked = statx(CWD, host, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
+    let stat = match looked {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Found::Nothing),
+        other => other.with_context(|| format!("looking at {} of the host", host.display()))?,
+    };
+    Ok(match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
+        FileType::Directory if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) => {
+            Found::Mounted
+        }
+        FileType::Directory => Found::Directory,
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(CWD, host, Vec::new());
+            let target = target.with_context(|| format!("reading the link {}", host.display()))?;
+            let by_text = in_tree.as_os_str().as_encoded_bytes() == target.as_bytes();
+            if by_text || leads_into(host, tree) { Found::LinkToTree } else { Found::OtherLink }
+        }
+        _ => Found::Other,
+    })
+}
+
+/// Whether the host's link and the tree's own path lead to one directory.
+fn leads_into(host: &Path, tree: &InRoot) -> bool {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let inode = |fd: OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    let there = rustix::fs::openat(CWD, host, flags | OFlags::CLOEXEC, Mode::empty());
+    match (there.and_then(inode), tree.open(host, Links::Inside, flags).and_then(inode)) {
+        (Ok(there), Ok(here)) => there == here,
+        _ => false,
+    }
+}
+
+fn is_of_host(id: &str) -> bool {
+    // A host without an id shares it with nobody.
+    read_of_host(Path::new("/etc/machine-id")).is_ok_and(|text| text.trim_ascii() == id.as_bytes())
+}
+
+fn make_in_tree(path: &str, tree: &InRoot) -> Result<OwnedFd> {
+    tree.make_dir(Path::new(path), Links::Inside)
+}
+
+fn clear(way: Clear, host: &Path) -> Result<()> {
+    let (flags, hint) = match way {
+        Clear::Nothing => return Ok(()),
+        Clear::Unlink => (AtFlags::empty(), "it is a link that is in the way"),
+        Clear::RemoveDirectory => {
+            (AtFlags::REMOVEDIR, "with --link-journal=host the container uses what is in there")
+        }
+    };
+    rustix::fs::unlinkat(CWD, host, flags)
+        .with_context(|| hinted(format!("removing {} of the host", host.display()), hint))
+}
+
+fn is_mount_point(directory: &OwnedFd) -> Result<bool> {
+    let stat = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)
+        .context("looking at the journal of the container")?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+fn is_empty(tree: &InRoot, path: &str) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let entries = tree.open(Path::new(path), Links::Inside, flags).and_then(Dir::new);
+    let mut names = entries.with_context(|| format!("looking into {path} of the container"))?;
+    Ok(!names.any(|entry| {
+        entry.is_ok_and(|entry| !matches!(entry.file_name().to_bytes(), b"." | b".."))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    const FOUND: [Found; 6] = [
+        Found::Nothing,
+        Found::Directory,
+        Found::Mounted,
+        Found::LinkToTree,
+        Found::OtherLink,
+        Found::Other,
+    ];
+
+    /// HST-03 c to i, a column for each of [`FOUND`].
+    #[rstest]
+    #[case(Journal::Leave, [Plan::Leave; 6])]
+    #[case(Journal::Auto { tree: "/t".into() }, [
+        Plan::Leave,
+        Plan::Mount(Clear::Nothing),
+        Plan::Leave,
+        Plan::MakeInTree,
+        Plan::Leave,
+        Plan::Leave,
+    ])]
+    #[case(Journal::Guest { tree: "/t".into(), lenient: false }, [
+        Plan::Link(Clear::Nothing),
+        Plan::Link(Clear::RemoveDirectory),
+        Plan::RefuseMounted,
+        Plan::MakeInTree,
+        Plan::Link(Clear::Unlink),
+        Plan::RefuseOther,
+    ])]
+    #[case(Journal::Host { tree: "/t".into(), lenient: true }, [
+        Plan::Mount(Clear::Nothing),
+        Plan::Mount(Clear::Nothing),
+        Plan::RefuseMounted,
+        Plan::Mount(Clear::Unlink),
+        Plan::Mount(Clear::Unlink),
+        Plan::RefuseOther,
+    ])]
+    fn what_is_done_follows_from_the_mode_and_what_is_there(
+        #[case] wanted: Journal,
+        #[case] expected: [Plan; 6],
+    ) {
+        assert_eq!(FOUND.map(|found| plan(&wanted, found)), expected);
+    }
+}

@@ -1,0 +1,409 @@
+//! One run of the container: the stages are started and heard, and the payload is waited for.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::children::{ending, how, listens_to, pid_of, reap, signal_inner, wait_for};
+use super::fork::fork_into;
+use super::link::{self, Link};
+use super::outer::Outer;
+use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
+use super::{Child, Parent, outer, told};
+use crate::audience::Audience;
+use crate::console::forward::Forwarder;
+use crate::console::hotkey::Hotkey;
+use crate::console::mode::Stream;
+use crate::console::pty::release_inherited;
+use crate::errors::{Hinted, Report, Verbosity, hinted, warn};
+use crate::exit::{self, Ending, Next};
+use crate::notify::Inbox;
+use crate::session::Session;
+use crate::settings::value::KillSignal;
+use crate::spec::Spec;
+use crate::sys::process::send_signal;
+
+/// How long the rest of the payload's output may find no reader.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a process 1 that does not listen is asked to end, and with what pauses: ten seconds in all.
+const REQUESTS: u32 = 40;
+const BETWEEN_REQUESTS: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+
+/// How many notifications are looked at after the payload's death: more than a queue usually holds
+/// (net.unix.max_dgram_qlen, which systemd sets to 512), and an end to it.
+const LAST_WORDS: usize = 1024;
+
+/// Something that the event loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Signal,
+    FromOuter,
+    FromInner,
+    Console,
+    Notify,
+}
+
+/// What came of a run.
+pub(super) struct End {
+    pub(super) next: Next,
+    /// What the user is to be told, once the terminal has its own modes again.
+    pub(super) remark: Option<String>,
+}
+
+/// One run of the container. Dropping it kills and reaps whatever still lives (ORD-05).
+pub(super) struct Boot<'a> {
+    spec: &'a Spec,
+    audience: &'a mut Audience,
+    /// Where the tree comes from, for those who are told.
+    root: &'static str,
+    outer: Option<Child>,
+    inner: Option<Child>,
+    /// Whom the inbox listens to: the payload, also if that is not process 1.
+    speaker: libc::pid_t,
+    inbox: Inbox,
+    from_outer: Option<Link<ToOuter, FromOuter>>,
+    from_inner: Option<Link<ToInner, FromInner>>,
+    sequence: Sequence,
+    /// Held so that readers of the container's /proc/kmsg wait (DEV-06).
+    kmsg: Option<OwnedFd>,
+    /// Why the payload could not be executed, and our exit code.
+    refused: Option<(Report, u8)>,
+    /// A first request to shut down was passed on.
+    shutting_down: bool,
+    /// How often it is still repeated to a process 1 that does not listen.
+    requests_left: u32,
+    /// The user asked for a reboot by hotkey.
+    reboot: bool,
+}
+
+impl<'a> Boot<'a> {
+    /// Starts it.
+    pub(super) fn start(
+        spec: &'a Spec,
+        session: &mut Session,
+        audience: &'a mut Audience,
+    ) -> Result<Self> {
+        let ids = session.ids()?;
+        let root = session.root().mounted()?;
+        let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
+        let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
+        let inbox = Inbox::new()?;
+        let outer = Outer {
+            spec,
+            ids: &ids,
+            root,
+            scratch: session.scratch(),
+            inbox: &inbox,
+            credentials: session.credentials(),
+            link: &outer_link,
+            inner_link: &inner_link,
+        };
+        let child = fork_into(
+            session.cgroup(),
+            libc::CLONE_NEWNS,
+            Parent::Us,
+            || outer::run(&outer),
+            |error| outer::tell(&outer_link, &error),
+        )
+        .map_err(explain_no_process)?;
+        Ok(Self {
+            spec,
+            audience,
+            root: session.root().way(),
+            outer: Some(child),
+            inner: None,
+            speaker: 0,
+            inbox,
+            from_outer: Some(from_outer),
+            from_inner: Some(from_inner),
+            sequence: Sequence::new(spec.wiring.pty, spec.has_stub),
+            kmsg: None,
+            refused: None,
+            shutting_down: false,
+            requests_left: 0,
+            reboot: false,
+        })
+    }
+
+    /// The event loop, to the container's end.
+    pub(super) fn run(
+        &mut self,
+        signals: &SignalFd,
+        mut console: Option<&mut Forwarder>,
+    ) -> Result<End> {
+        loop {
+            let events = self.wait(signals, console.as_deref())?;
+            if let Some(signal) = self.spec.kill_signal.filter(|_| events.is_empty()) {
+                self.request(signal)?;
+            }
+            for event in events {
+                match event {
+                    Event::FromOuter => self.hear_outer()?,
+                    Event::FromInner => self.hear_inner(console.as_deref_mut())?,
+                    Event::Notify => {
+                        self.hear_payload();
+                    }
+                    Event::Console => {
+                        let console = console.as_deref_mut().expect("it was waited for");
+                        for hotkey in console.on_ready(Instant::now())? {
+                            self.on_hotkey(hotkey)?;
+                        }
+                    }
+                    Event::Signal => {
+                        if let Some(ending) = self.take_signals(signals, &mut console)? {
+                            return self.end(ending, console);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&self, signals: &SignalFd, console: Option<&Forwarder>) -> Result<Vec<Event>> {
+        let mut waits = Vec::with_capacity(5);
+        // Messages come before the death of their sender.
+        if let Some(link) = &self.from_outer {
+            waits.push((Event::FromOuter, link.as_fd()));
+        }
+        // Inner may be ahead of outer's announcement of it; what it says can wait until we know it.
+        if let Some(link) = self.from_inner.as_ref().filter(|_| self.inner.is_some()) {
+            waits.push((Event::FromInner, link.as_fd()));
+        }
+        if let Some(console) = console {
+            waits.push((Event::Console, console.as_fd()));
+        }
+        waits.push((Event::Notify, self.inbox.as_fd()));
+        waits.push((Event::Signal, signals.as_fd()));
+        let mut fds: Vec<PollFd<'_>> =
+            waits.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let patience = (self.requests_left > 0).then_some(&BETWEEN_REQUESTS);
+        rustix::io::retry_on_intr(|| poll(&mut fds, patience)).context("waiting for events")?;
+        let ready = waits.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((event, _), _)| *event).collect())
+    }
+
+    fn hear_outer(&mut self) -> Result<()> {
+        let Some(link) = &self.from_outer else { return Ok(()) };
+        match link.recv()? {
+            Some((FromOuter::Inner(pid), pidfd)) => {
+                self.sequence.take(Step::Inner)?;
+                let pidfd = pidfd.context("the container's first process was not handed over")?;
+                self.speaker = pid;
+                self.inner = Some(Child { pid, pidfd });
+            }
+            Some((FromOuter::Failed(report), _)) => return Err(told(report)),
+            None => {
+                self.from_outer = None;
+                let outer = self.outer.take().expect("it is reaped here only");
+                let status = wait_for(&outer.pidfd)?;
+                if self.inner.is_none() {
+                    bail!("{}: the outer stage {}", self.due(), how(&status));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_inner(&mut self, console: Option<&mut Forwarder>) -> Result<()> {
+        let Some(link) = &self.from_inner else { return Ok(()) };
+        match link.recv()? {
+            Some((FromInner::Console, master)) => {
+                self.sequence.take(Step::Console)?;
+                let master = master.context("the container's console was not handed over")?;
+                console.context("nobody asked for a console")?.connect(master)?;
+            }
+            Some((FromInner::Payload, pidfd)) => {
+                self.sequence.take(Step::Payload)?;
+                let pidfd = pidfd.context("the payload's process was not handed over")?;
+                self.speaker = pid_of(&pidfd)?;
+            }
+            Some((FromInner::Ready, kmsg)) => {
+                self.sequence.take(Step::Ready)?;
+                self.kmsg = kmsg;
+                link.send(&ToInner::Go, None)?;
+            }
+            Some((FromInner::Failed(report), _)) => return Err(told(report)),
+            Some((FromInner::NoExec(report, errno), _)) => {
+                self.refused = Some((report, exit::of_failure(self.spec.exit_mode, errno)));
+            }
+            None => {
+                self.from_inner = None;
+                // Otherwise it died on the way; its status comes with SIGCHLD.
+                if self.sequence.due() == Some(Step::Exec) && self.refused.is_none() {
+                    self.sequence.take(Step::Exec)?;
+                    // An init or a stub may reboot, and then the streams are needed once more (RUN-12).
+                    if !self.spec.may_reboot() {
+                        release_inherited(&self.spec.wiring)?;
+                    }
+                    self.tell_start();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The payload was released (DEF-06).
+    fn tell_start(&mut self) {
+        let Some(inner) = &self.inner else { return };
+        self.audience.started(inner.pid, &self.spec.machine, self.root);
+        if !self.spec.notify_ready {
+            self.audience.ready();
+        }
+    }
+
+    /// Takes one message, so that a payload that talks all the time keeps nobody else waiting. What it says
+    /// before we know that it runs can wait. Returns whether there was one.
+    fn hear_payload(&mut self) -> bool {
+        if self.sequence.due().is_some() {
+            return false;
+        }
+        let Ok(said) = self.inbox.take(self.speaker) else { return false };
+        if let Some(said) = said {
+            self.audience.said(said, self.spec.notify_ready);
+        }
+        true
+    }
+
+    /// Acts on every signal that has come. Returns how the container ended, once it has.
+    fn take_signals(
+        &mut self,
+        signals: &SignalFd,
+        console: &mut Option<&mut Forwarder>,
+    ) -> Result<Option<Ending>> {
+        while let Some(info) = signals.read_signal().context("reading a signal")? {
+            let number = i32::try_from(info.ssi_signo).context("reading a signal")?;
+            match Signal::try_from(number).context("reading a signal")? {
+                Signal::SIGCHLD => {}
+                Signal::SIGWINCH => {
+                    console.as_deref_mut().map_or(Ok(()), Forwarder::on_winch)?;
+                }
+                Signal::SIGCONT => {
+                    console.as_deref_mut().map_or(Ok(()), Forwarder::on_continue)?;
+                }
+                signal => self.terminate(signal)?,
+            }
+        }
+        let Some(inner) = &self.inner else { return Ok(None) };
+        let Some(status) = reap(inner)? else { return Ok(None) };
+        // It is dead, so all it had to say is there.
+        while self.from_inner.is_some() {
+            self.hear_inner(console.as_deref_mut())?;
+        }
+        for _ in 0..LAST_WORDS {
+            if !self.hear_payload() {
+                break;
+            }
+        }
+        self.inner = None;
+        if let Some(step) = self.sequence.due().filter(|_| self.refused.is_none()) {
+            bail!("{step}: the inner stage {}", how(&status));
+        }
+        Ok(Some(ending(&status)?))
+    }
+
+    /// A request to end: whoever has a signal for that is asked by it first, and killed at the second request;
+    /// anything else is killed (RUN-06, RUN-07, E-06).
+    fn terminate(&mut self, signal: Signal) -> Result<()> {
+        let Some(inner) = &self.inner else { bail!("{}: interrupted by {signal}", self.due()) };
+        let runs = self.sequence.due().is_none();
+        match self.spec.kill_signal.filter(|_| runs && !self.shutting_down) {
+            None => signal_inner(inner, libc::SIGKILL),
+            Some(request) => {
+                self.shutting_down = true;
+                if self.spec.verbosity >= Verbosity::Normal {
+                    eprintln!("Shutting the container down; once more to kill it.");
+                }
+                self.requests_left = REQUESTS;
+                self.request(request)
+            }
+        }
+    }
+
+    /// Asks process 1 to end. An init that has just started does not listen yet, and the kernel keeps nothing
+    /// for process 1 that it does not listen to (pid_namespaces(7)): then it is asked again later.
+    fn request(&mut self, signal: KillSignal) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let listens = self.spec.has_stub || listens_to(inner.pid, signal.number());
+        self.requests_left = if listens { 0 } else { self.requests_left.saturating_sub(1) };
+        signal_inner(inner, signal.number())
+    }
+
+    fn on_hotkey(&mut self, hotkey: Hotkey) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        match hotkey {
+            Hotkey::Kill => signal_inner(inner, libc::SIGKILL),
+            Hotkey::PowerOff => self.terminate(Signal::SIGTERM),
+            // SIGRTMIN+5: reboot (systemd(1), SIGNALS).
+            Hotkey::Reboot if self.spec.may_reboot() => signal_inner(inner, libc::SIGRTMIN() + 5),
+            Hotkey::Reboot => {
+                self.reboot = true;
+                signal_inner(inner, libc::SIGKILL)
+            }
+        }
+    }
+
+    /// Shows the rest of the output and says what follows.
+    fn end(&mut self, ending: Ending, console: Option<&mut Forwarder>) -> Result<End> {
+        if let Some(console) = console {
+            console.drain(DRAIN_PATIENCE)?;
+        }
+        if let Some((report, code)) = self.refused.take() {
+            self.audience.failed(&report, code);
+            return Ok(End { next: Next::Exit(code), remark: Some(report.to_string()) });
+        }
+        let next = match self.reboot {
+            true => exit::reboot(self.spec.restart),
+            false => exit::next(ending, self.spec.exit_mode, self.spec.restart),
+        };
+        match next {
+            Next::Reboot => self.audience.rebooting(),
+            Next::Exit(code) => self.audience.ended(ending, code),
+        }
+        let remark = match (ending, next) {
+            (Ending::Signaled(signal), Next::Exit(1..)) if !self.reboot => {
+                let name = exit::signal_name(signal);
+                Some(format!("rspawn: the container was killed by {name}"))
+            }
+            _ => None,
+        };
+        let wiring = &self.spec.wiring;
+        let inherited = [wiring.stdin, wiring.stdout].contains(&Stream::Inherit);
+        if next == Next::Reboot && !self.spec.may_reboot() && inherited {
+            warn("the command reboots, and its streams were let go of");
+        }
+        Ok(End { next, remark })
+    }
+
+    fn due(&self) -> Step {
+        self.sequence.due().unwrap_or(Step::Exec)
+    }
+}
+
+impl Drop for Boot<'_> {
+    fn drop(&mut self) {
+        let outer = self.outer.take().map(|child| child.pidfd);
+        let inner = self.inner.take().map(|child| child.pidfd);
+        for child in [inner, outer].into_iter().flatten() {
+            // Each of the two is our child, so it can only be dead already, and then there is nothing to do.
+            let _ = send_signal(&child, libc::SIGKILL);
+            let _ = wait_for(&child);
+        }
+    }
+}
+
+fn explain_no_process(error: anyhow::Error) -> anyhow::Error {
+    let permission = |error: &anyhow::Error| {
+        error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
+    };
+    match permission(&error) {
+        Some(libc::EPERM) if error.downcast_ref::<Hinted>().is_none() => {
+            error.context(hinted("making a mount namespace", "it needs CAP_SYS_ADMIN"))
+        }
+        _ => error,
+    }
+}
