@@ -35,7 +35,7 @@ impl Session {
     /// When the root cannot be acquired; whatever was made by then is removed again.
     pub fn open(spec: &Spec, credentials: Vec<Credential>) -> Result<Self> {
         let mut undo = Undo::default();
-        let root = root::acquire(&spec.root, &spec.start, spec.verbosity, &spec.knobs, &mut undo)?;
+        let root = root::acquire(spec, &mut undo)?;
         // An id of the tree counts more than one that was asked for (P-01).
         let given = root.machine_id().or(spec.uuid.as_ref()).cloned();
         let machine_id_stays = given.is_some();

@@ -255,6 +255,11 @@ pub(super) fn combined(row: &Mount, opened: &layers::Layers, root: &InRoot) -> R
     Ok(Detached::ready(opened.combine(lower, upper.as_ref(), row.attrs, root)?))
 }
 
+/// A mount of a directory alone, attached nowhere yet.
+pub(crate) fn detached_directory(of: BorrowedFd<'_>) -> Result<OwnedFd> {
+    clone(of, false)
+}
+
 /// A copy of a directory's mount with everything below, attached nowhere yet.
 pub(crate) fn detached_copy(of: BorrowedFd<'_>) -> Result<OwnedFd> {
     clone(of, true).context("copying the mount of the tree")

@@ -18,7 +18,7 @@ mod table;
 
 pub use apply::{apply, overlay};
 pub(crate) use apply::{
-    attach, attach_on_host, bind_onto, detached_copy, instance, make_read_only,
+    attach, attach_on_host, bind_onto, detached_copy, detached_directory, instance, make_read_only,
 };
 pub use custom::{Custom, CustomKind, custom};
 pub(crate) use disk::disk;

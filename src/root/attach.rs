@@ -17,9 +17,12 @@ use rustix::process::fchdir;
 use super::discover::{Programs, Role};
 use super::image::Part;
 use super::layer::{self, Holder};
+use super::pivot;
+use super::volatile::{self, Changed};
 use crate::errors::hinted;
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
+use crate::settings::value::{PivotRoot, Volatile};
 
 /// The mounts of a root for one run, attached nowhere yet.
 #[derive(Debug)]
@@ -43,23 +46,51 @@ impl Mounted {
         self.programs == Programs::Secondary
     }
 
-    /// Attaches all of it, so that nothing that is mounted there spreads (PIV-07).
+    /// Attaches all of it, so that nothing that is mounted there spreads (PIV-07), and makes of it what was asked
+    /// for: first the root is changed, then it is decided what of it is kept (VOL-04, VOL-06).
     ///
     /// # Errors
-    /// When the tree has no place for a partition of the image.
-    pub(crate) fn attach(&self) -> Result<InRoot> {
+    /// When the tree has no place for a partition of the image, or lacks what was asked for.
+    pub(crate) fn attach(&self, pivot: Option<&PivotRoot>, volatile: Volatile) -> Result<InRoot> {
+        let (tree, placed) = self.assemble()?;
+        let Some(pivot) = pivot else {
+            let Changed { root, holder } = volatile::apply(tree, volatile)?;
+            // An overlay shows one file system: each of the others gets its own.
+            for part in placed.into_iter().filter(|_| holder.is_some()) {
+                let mount = mounts::detached_directory(part.mount.as_fd())?;
+                put(&Part { mount, ..*part }, self.has_boot(), holder.as_ref(), &root)
+                    .with_context(|| format!("covering the {} partition", part.role))?;
+            }
+            return Ok(root);
+        };
+        let (tree, former) = pivot::apply(&tree, pivot)?;
+        let Changed { root, holder } = volatile::apply(tree, volatile)?;
+        if holder.is_some() {
+            former.put_again(pivot, &root)?;
+        }
+        Ok(root)
+    }
+
+    fn has_boot(&self) -> bool {
+        self.parts.iter().any(|part| part.role == Role::Xbootldr)
+    }
+
+    /// The tree, and the parts that have a place in it.
+    fn assemble(&self) -> Result<(InRoot, Vec<&Part>)> {
         let (root, others) = self.parts.split_first().context("the root has no mount")?;
         let holder = self.holder.as_ref().map(|holder| holder.here()).transpose()?;
         let mut tree = on_top(root.mount.as_fd())?;
         if let Some(holder) = &holder {
             tree = on_top(cover(holder, root)?.as_fd())?;
         }
-        let has_boot = others.iter().any(|part| part.role == Role::Xbootldr);
+        let mut placed = Vec::new();
         for part in others {
-            let put = put(part, has_boot, holder.as_ref(), &tree);
-            put.with_context(|| format!("attaching the {} partition", part.role))?;
+            let put = put(part, self.has_boot(), holder.as_ref(), &tree);
+            if put.with_context(|| format!("attaching the {} partition", part.role))? {
+                placed.push(part);
+            }
         }
-        Ok(tree)
+        Ok((tree, placed))
     }
 }
 
@@ -80,10 +111,10 @@ fn cover(holder: &OwnedFd, part: &Part) -> Result<OwnedFd> {
         .with_context(|| format!("making an overlay on the {} partition", part.role))
 }
 
-/// Attaches a part where it belongs, if it belongs anywhere.
-fn put(part: &Part, has_boot: bool, holder: Option<&OwnedFd>, tree: &InRoot) -> Result<()> {
+/// Attaches a part where it belongs, if there is such a place; returns whether there is.
+fn put(part: &Part, has_boot: bool, holder: Option<&OwnedFd>, tree: &InRoot) -> Result<bool> {
     let place = match part.role {
-        Role::Root => return Ok(()),
+        Role::Root => None,
         Role::Usr => Some(made(tree, "/usr")?),
         Role::Home => Some(made(tree, "/home")?),
         Role::Srv => Some(made(tree, "/srv")?),
@@ -95,14 +126,14 @@ fn put(part: &Part, has_boot: bool, holder: Option<&OwnedFd>, tree: &InRoot) -> 
             found => found,
         },
     };
-    let Some(place) = place else { return Ok(()) };
+    let Some(place) = place else { return Ok(false) };
     mounts::attach(&part.mount, &place)?;
     if let Some(holder) = holder.filter(|_| part.can_be_covered) {
         let cover = cover(holder, part)?;
         // The part is on top of the place now.
         mounts::attach(&cover, &part.mount)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The directory at `path`, made if it is missing and the tree can be written to.

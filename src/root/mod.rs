@@ -12,8 +12,10 @@ mod image;
 mod layer;
 mod lock;
 mod loop_device;
+mod pivot;
 mod remove;
 mod throwaway;
+mod volatile;
 
 pub use attach::Mounted;
 
@@ -33,12 +35,12 @@ use serde::Serialize;
 use self::discover::{Programs, Role};
 use self::image::{Image, Part};
 use self::throwaway::{Throwaway, Wanted};
-use crate::errors::{Verbosity, hinted, warn};
+use crate::errors::{hinted, warn};
 use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
-use crate::settings::value::ImagePolicy;
-use crate::spec::{Knobs, Start};
+use crate::settings::value::{ImagePolicy, Volatile};
+use crate::spec::{Knobs, Spec, Start};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
@@ -208,17 +210,13 @@ impl Root {
 /// # Errors
 /// When there is no directory, it holds no OS tree (CHK-01, CHK-02), it is in use (SNP-51), or an image
 /// has no root (IMG-16).
-pub fn acquire(
-    spec: &RootSpec,
-    start: &Start,
-    verbosity: Verbosity,
-    knobs: &Knobs,
-    undo: &mut Undo,
-) -> Result<Root> {
-    let path = spec.source();
-    match spec {
+pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
+    let Spec { verbosity, knobs, .. } = spec;
+    let verbosity = *verbosity;
+    let path = spec.root.source();
+    match &spec.root {
         RootSpec::Directory { access, .. } => {
-            let (source, machine_id) = tree(path, start, knobs)?;
+            let (source, machine_id) = tree(path, spec)?;
             let locks = match knobs.locks {
                 true => lock::tree(path, source.as_fd(), *access)?,
                 false => Vec::new(),
@@ -226,7 +224,7 @@ pub fn acquire(
             Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
         }
         RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
-            let (source, machine_id) = tree(path, start, knobs)?;
+            let (source, machine_id) = tree(path, spec)?;
             let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
             let rung = Some(layer.rung());
             Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
@@ -252,31 +250,37 @@ pub fn acquire(
             };
             // Unlike a directory it is not looked at whether it holds an OS tree (CHK-03).
             let parts = image.mounted().with_context(|| format!("\"{}\"", path.display()))?;
-            let machine_id = match parts.first() {
-                Some(root) => {
-                    let root =
-                        root.mount.try_clone().context("keeping hold of the image's root")?;
-                    machine_id(path, &InRoot::new(root))
-                }
-                None => None,
-            };
+            let root = parts.first().context("the image has no root")?;
+            let machine_id = machine_id(path, &new_root(root.mount.as_fd(), spec)?, spec);
             let source = Source::Image { image, holder: holder.map(Rc::new), first: Some(parts) };
             Ok(Root { source, rung, machine_id, _locks: locks })
         }
     }
 }
 
-/// A directory that holds an OS tree, and the id that it has.
-fn tree(path: &Path, start: &Start, knobs: &Knobs) -> Result<(OwnedFd, Option<Id>)> {
+/// A directory that holds an OS tree, and the id that it has. What becomes the root is what counts (I-11).
+fn tree(path: &Path, spec: &Spec) -> Result<(OwnedFd, Option<Id>)> {
     let source = open_source(path)?;
-    let root = InRoot::new(source.try_clone().context("keeping hold of the tree")?);
-    check(path, &root, start, knobs)?;
-    let machine_id = machine_id(path, &root);
+    let root = new_root(source.as_fd(), spec)?;
+    check(path, &root, &spec.start, &spec.knobs)?;
+    let machine_id = machine_id(path, &root, spec);
     Ok((source, machine_id))
 }
 
-/// The id that a tree has; what is no id is told of.
-fn machine_id(path: &Path, root: &InRoot) -> Option<Id> {
+/// The directory that becomes the root, in a tree that is attached nowhere yet.
+fn new_root(tree: BorrowedFd<'_>, spec: &Spec) -> Result<InRoot> {
+    let root = InRoot::new(tree.try_clone_to_owned().context("keeping hold of the tree")?);
+    match &spec.pivot {
+        None => Ok(root),
+        Some(pivot) => Ok(InRoot::new(pivot::new_root(&root, &pivot.new)?)),
+    }
+}
+
+/// The id that the container will find, which is none in an empty /etc; what is no id is told of.
+fn machine_id(path: &Path, root: &InRoot, spec: &Spec) -> Option<Id> {
+    if spec.volatile == Volatile::Yes {
+        return None;
+    }
     match ids::of_tree(root) {
         OfTree::Id(id) => Some(id),
         OfTree::None => None,

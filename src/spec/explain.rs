@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start};
 use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, Ladder, RootSpec, Rung};
+use crate::settings::value::Volatile;
 
 /// The spec and the mount table, one fact or row a line.
 pub fn explain(spec: &Spec) -> String {
@@ -43,6 +44,12 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
         facts.push(("uuid", uuid.clone()));
     }
     facts.push(("root", root(&spec.root)));
+    if let Some(pivot) = &spec.pivot {
+        facts.push(("pivot-root", pivot.to_string()));
+    }
+    if spec.volatile != Volatile::No {
+        facts.push(("volatile", spec.volatile.to_string()));
+    }
     facts.push(("start", start(&spec.start)));
     if spec.has_stub {
         facts.push(("process-1", "a stub; the payload is process 2".to_owned()));

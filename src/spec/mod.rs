@@ -23,7 +23,7 @@ use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
-use crate::settings::value::{ExitMode, KillSignal, Rlimit, User};
+use crate::settings::value::{ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
 
 /// What will be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,10 @@ pub struct Spec {
     pub uuid: Option<String>,
     /// Where its root comes from.
     pub root: RootSpec,
+    /// Which directory of it becomes the root, and where the former one is put (PIV-01).
+    pub pivot: Option<PivotRoot>,
+    /// What of it is kept (VOL-01…03).
+    pub volatile: Volatile,
     /// What runs in it.
     pub start: Start,
     /// The payload's whole environment but `HOME`, `USER` and `LOGNAME`, in order (ENV-01…05).

@@ -24,6 +24,7 @@ use crate::mounts::{self, Opened, Scratch, Stage};
 use crate::notify::Inbox;
 use crate::root::{Access, Mounted};
 use crate::security::limits::{self, Personality};
+use crate::settings::value::Volatile;
 use crate::spec::{Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
@@ -55,12 +56,13 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", slave).context("keeping our mounts from the host")?;
     let mut custom = Opened::open(mounts::custom(&spec.mounts), scratch)?;
-    let tree = root.attach()?;
+    let tree = root.attach(spec.pivot.as_ref(), spec.volatile)?;
     if root.is_secondary() && spec.limits.personality.is_none() {
         limits::set_personality(Personality::Secondary).context("becoming a 32-bit machine")?;
     }
     tree::skeleton(&tree)?;
-    if spec.root.access() == Access::Read {
+    // Otherwise it is decided by the mode what can be written (CON-09).
+    if spec.volatile == Volatile::No && spec.root.access() == Access::Read {
         mounts::make_read_only(tree.as_fd()).context("making the tree read-only")?;
     }
     let rows = mounts::labelled(mounts::table(&spec.api), spec.labels.files.as_deref());

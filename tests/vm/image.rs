@@ -42,6 +42,7 @@ cases![
     what_is_no_image_is_refused,
     an_image_that_is_cut_is_refused: [LOOP, EXT4],
     a_damaged_table_is_refused_or_its_backup_used: [LOOP, EXT4],
+    a_mutated_table_ends_in_a_refusal: [LOOP],
     missing_loop_devices_are_explained: [EXT4, Need::Tool("unshare")],
     a_policy_leaves_partitions_out: [LOOP, EXT4],
     a_journal_is_no_hindrance_to_reading: [LOOP, EXT4],
@@ -387,6 +388,25 @@ fn a_damaged_table_is_refused_or_its_backup_used(t: &Guest) -> Result<()> {
     // The number of entries, without a right checksum.
     image.patch(last + 80, &[0xff; 4])?;
     container(t, image.path()).sh("true")?.fails_with("checksum")?;
+    Ok(())
+}
+
+/// Each byte of the header and of the first two entries, one after the other: the program neither stops for ever, nor
+/// panics, nor runs something. The reader alone is shown many more (src/root/gpt/tests.rs).
+fn a_mutated_table_ends_in_a_refusal(t: &Guest) -> Result<()> {
+    let image = disk(t).raw(kind::ROOT, b"").raw(kind::HOME, b"").build()?;
+    let last = std::fs::metadata(image.path())?.len() - 512;
+    // Without its backup, so that what is wrong with the first is told.
+    image.patch(last, &[0; 512])?;
+    let whole = std::fs::read(image.path())?;
+    for at in (512..512 + 92).step_by(5).chain((1024..1024 + 256).step_by(11)) {
+        image.patch(at as u64, &[!whole[at]])?;
+        let run = container(t, image.path()).sh("true")?;
+        image.patch(at as u64, &whole[at..=at])?;
+        run.exits(1)?;
+        ensure!(run.stderr.starts_with("rspawn: "), "byte {at} was not complained of\n{run}");
+        ensure!(!run.stderr.contains("panic"), "byte {at} made it panic\n{run}");
+    }
     Ok(())
 }
 

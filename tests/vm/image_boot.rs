@@ -45,6 +45,8 @@ fn the_boot_partition_goes_to_boot_if_there_is_no_efi(t: &Guest) -> Result<()> {
 fn the_boot_partition_is_left_where_its_place_is_not_empty(t: &Guest) -> Result<()> {
     let image = with_esp(t, root(t).file("efi/file", "").file("boot/file", ""))?;
     container(t, image.path()).sh(MOUNTED)?.prints("end")?;
+    container(t, image.path()).arg("--volatile=overlay").sh(MOUNTED)?.prints("end")?;
+    container(t, image.path()).arg("--ephemeral=overlay").sh(MOUNTED)?.prints("end")?;
     drop(image);
     let image = with_esp(t, root(t))?;
     container(t, image.path()).sh(MOUNTED)?.prints("end")?;

@@ -31,6 +31,7 @@ mod loopfs;
 mod mounts;
 mod notify;
 mod overlay;
+mod pivot;
 mod process;
 mod refused;
 mod runhost;
@@ -39,6 +40,7 @@ mod settings;
 mod status;
 mod tmpfs;
 mod user;
+mod volatile;
 
 const SUITE: Suite = Suite {
     tables: &[
@@ -57,6 +59,8 @@ const SUITE: Suite = Suite {
         image::CASES,
         image_boot::CASES,
         image_ephemeral::CASES,
+        volatile::CASES,
+        pivot::CASES,
         leaks::CASES,
         limits::CASES,
         locks::CASES,

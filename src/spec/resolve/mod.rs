@@ -38,7 +38,10 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     let start = start(settings)?;
     let source = root::source(settings, host)?;
     let machine = root::machine(settings, &source)?.to_string();
-    let access = if settings.read_only.is_yes() { Access::Read } else { Access::Write };
+    let volatile = settings.volatile.or(Volatile::No);
+    // What is kept of the tree in such a mode is only read (I-08).
+    let read_only = settings.read_only.is_yes() || volatile != Volatile::No;
+    let access = if read_only { Access::Read } else { Access::Write };
     let root = root::root(settings, host, source, access)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
     let [stdin, stdout, stderr] = host.terminals;
@@ -64,6 +67,8 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
+        pivot: settings.pivot_root.value().cloned(),
+        volatile,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
         api: mounts::api(host, network)?,
@@ -106,11 +111,9 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.ephemeral_reboot.is_said(), "--ephemeral-reboot="),
         no(s.keep_on_failure.is_said(), "--keep-on-failure"),
         no(s.keep_name.is_yes(), "--keep-name"),
-        no(s.volatile.or(Volatile::No) != Volatile::No, "--volatile="),
         no(s.root_hash.is_said(), "--root-hash="),
         no(s.root_hash_sig.is_said(), "--root-hash-sig="),
         no(s.verity_data.is_said(), "--verity-data="),
-        no(s.pivot_root.is_said(), "--pivot-root="),
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),

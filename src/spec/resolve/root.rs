@@ -8,7 +8,7 @@ use crate::errors::hinted;
 use crate::host::Host;
 use crate::root::{Access, Ladder, RootSpec, Rung};
 use crate::settings::Settings;
-use crate::settings::value::{Ephemeral, MachineName};
+use crate::settings::value::{Ephemeral, MachineName, Volatile};
 
 /// Where machines are kept; `-M` alone searches them in this order (I-01).
 const MACHINES: [&str; 4] =
@@ -130,8 +130,10 @@ pub(super) fn root(
     let mode = settings.ephemeral.value().copied().flatten();
     match (source, mode) {
         (Source::Directory(path), None) => {
+            // Two modes keep a part of it and change nothing (I-12).
+            let parts = [Volatile::Yes, Volatile::State];
             ensure!(
-                path != Path::new("/"),
+                path != Path::new("/") || parts.contains(&settings.volatile.or(Volatile::No)),
                 hinted(
                     "the running system cannot be its own container's root",
                     "add -x to run on a throw-away layer of it",
