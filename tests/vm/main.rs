@@ -30,6 +30,7 @@ mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
+mod outside;
 mod overlay;
 mod process;
 mod runhost;
@@ -66,6 +67,7 @@ const SUITE: Suite = Suite {
         explain::CASES,
         hostile::CASES,
         integration::CASES,
+        outside::CASES,
         journal::CASES,
         runhost::CASES,
         user::CASES,
