@@ -5,7 +5,7 @@
 //! directory that is there and nothing else; a link to another place is replaced only if a mode was asked for.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -206,7 +206,8 @@ fn link_to_tree(way: Clear, host: &Path, in_tree: &Path, tree: &InRoot) -> Resul
 fn mount_from_host(way: Clear, host: &Path, tree: &InRoot) -> Result<()> {
     let path = host.display();
     let place = make_in_tree(host, tree)?;
-    ensure!(!is_mount_point(&place)?, "{path} of the container is a mount point");
+    let mounted = is_mount_point(&place, Path::new(""), AtFlags::EMPTY_PATH)?;
+    ensure!(!mounted, "{path} of the container is a mount point");
     clear(way, host)?;
     match rustix::fs::mkdirat(CWD, host, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -233,13 +234,12 @@ fn word(wanted: &Journal) -> &'static str {
 /// Looks at the host's place, and at whether a link there is to the tree's: by its text, as it was written,
 /// or else by where it leads.
 fn found(host: &Path, in_tree: &Path, tree: &InRoot) -> Result<Found> {
-    let looked = statx(CWD, host, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
-    let stat = match looked {
+    let stat = match rustix::fs::statat(CWD, host, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Found::Nothing),
         other => other.with_context(|| format!("looking at {} of the host", host.display()))?,
     };
-    Ok(match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
-        FileType::Directory if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) => {
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory if is_mount_point(CWD, host, AtFlags::SYMLINK_NOFOLLOW)? => {
             Found::Mounted
         }
         FileType::Directory => Found::Directory,
@@ -286,9 +286,8 @@ fn clear(way: Clear, host: &Path) -> Result<()> {
         .with_context(|| hinted(format!("removing {} of the host", host.display()), hint))
 }
 
-fn is_mount_point(directory: &OwnedFd) -> Result<bool> {
-    let stat = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE)
-        .context("looking at the journal of the container")?;
+fn is_mount_point(dir: impl AsFd, path: &Path, flags: AtFlags) -> Result<bool> {
+    let stat = statx(dir, path, flags, StatxFlags::TYPE).context("looking for a mount point")?;
     Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 

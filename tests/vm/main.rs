@@ -30,6 +30,7 @@ mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
+mod outside;
 mod overlay;
 mod pivot;
 mod process;
@@ -71,6 +72,7 @@ const SUITE: Suite = Suite {
         explain::CASES,
         hostile::CASES,
         integration::CASES,
+        outside::CASES,
         journal::CASES,
         runhost::CASES,
         user::CASES,
