@@ -69,13 +69,22 @@ impl Session {
     }
 
     /// What is left of the spec on this machine: where nothing keeps the container from opening the devices that it
-    /// makes nodes of, it makes none, unless that was asked for (R10).
+    /// makes nodes of, it makes none, unless that was asked for (R10); and what is not its own cgroup is not for it to
+    /// divide (P-04).
     pub(crate) fn narrowed<'s>(&self, spec: &'s Spec) -> Cow<'s, Spec> {
-        if self.cgroup.is_some() || spec.makes_nodes || !spec.capabilities.contains(CapSet::MKNOD) {
+        if self.cgroup.is_some() {
             return Cow::Borrowed(spec);
         }
-        let capabilities = spec.capabilities.difference(CapSet::MKNOD);
-        Cow::Owned(Spec { capabilities, ..spec.clone() })
+        let makes_nodes = spec.makes_nodes || !spec.capabilities.contains(CapSet::MKNOD);
+        if makes_nodes && !spec.api.delegated {
+            return Cow::Borrowed(spec);
+        }
+        let mut spec = spec.clone();
+        spec.api.delegated = false;
+        if !makes_nodes {
+            spec.capabilities = spec.capabilities.difference(CapSet::MKNOD);
+        }
+        Cow::Owned(spec)
     }
 
     /// What was read of the credentials, for a run.

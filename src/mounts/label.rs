@@ -29,7 +29,13 @@ mod tests {
     /// MNT-22, CLI-19.
     #[test]
     fn each_tmpfs_and_devpts_gets_the_label_and_nothing_else_does() {
-        let api = Api { writable: Writable::No, own_network: false, tmp: true, selinux: true };
+        let api = Api {
+            writable: Writable::No,
+            own_network: false,
+            tmp: true,
+            selinux: true,
+            delegated: false,
+        };
         let label = "system_u:object_r:svirt_sandbox_file_t:s0:c0,c1";
         let rows = labelled(table(&api), Some(label));
         let shown: Vec<String> = rows.iter().map(ToString::to_string).collect();

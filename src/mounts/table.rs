@@ -69,6 +69,8 @@ pub struct Api {
     /// Whether the kernel has SELinux. Asking it for the file system where it has not makes it look for a module,
     /// at every start.
     pub selinux: bool,
+    /// Whether the container divides its own cgroup further, as an init does (P-04). Then it must have one.
+    pub delegated: bool,
 }
 
 /// The rows of the API file systems, in the order in which they are mounted.
@@ -118,7 +120,11 @@ pub fn table(api: &Api) -> Vec<Mount> {
         let mount = Mount::api(Inner, on, fstype, Attrs { read_only: true, ..DATA });
         Mount { point: Point::Exists, ..mount.may_fail() }
     };
-    rows.push(below_sys("/sys/fs/cgroup", "cgroup2"));
+    let cgroup = below_sys("/sys/fs/cgroup", "cgroup2");
+    rows.push(match api.delegated {
+        true => Mount { attrs: DATA, ..cgroup },
+        false => cgroup,
+    });
     if api.selinux {
         rows.push(below_sys("/sys/fs/selinux", "selinuxfs"));
     }
@@ -158,8 +164,13 @@ fn read_only(on: &str, kind: Kind, need: Need) -> Mount {
 mod tests {
     use super::*;
 
-    const ORDINARY: Api =
-        Api { writable: Writable::No, own_network: false, tmp: true, selinux: true };
+    const ORDINARY: Api = Api {
+        writable: Writable::No,
+        own_network: false,
+        tmp: true,
+        selinux: true,
+        delegated: false,
+    };
 
     /// MNT-01…10, M-05, S-06.
     #[test]
@@ -215,7 +226,13 @@ inner /run/host        itself ro nosuid nodev noexec"
     #[test]
     fn what_can_be_written_depends_on_the_network_and_on_the_variable() {
         use Writable::{Network, No, Yes};
-        let api = |writable, own_network| Api { writable, own_network, tmp: false, selinux: false };
+        let api = |writable, own_network| Api {
+            writable,
+            own_network,
+            tmp: false,
+            selinux: false,
+            delegated: false,
+        };
         let (part_ro, net) = (format!("{PART} ro"), "/proc/sys/net itself (if possible)");
         let sys = "/proc/sys itself ro";
         assert_eq!(kernel(api(No, false)), ["/sys sysfs ro", sys, MASK]);
@@ -226,5 +243,20 @@ inner /run/host        itself ro nosuid nodev noexec"
         assert_eq!(kernel(api(Yes, true)), [PART, MASK]);
         let with_tmp = kernel(Api { tmp: true, ..api(Yes, false) });
         assert!(with_tmp[0].starts_with("/tmp tmpfs"), "{with_tmp:?}");
+    }
+
+    /// P-04: read-only otherwise, since it may be a part of the host's.
+    #[test]
+    fn only_a_delegated_cgroup_can_be_written() {
+        let api = Api {
+            writable: Writable::No,
+            own_network: false,
+            tmp: true,
+            selinux: false,
+            delegated: true,
+        };
+        let row = |api| table(&api).into_iter().find(|row| row.on.ends_with("cgroup")).unwrap();
+        assert!(!row(api).attrs.read_only);
+        assert!(row(Api { delegated: false, ..api }).attrs.read_only);
     }
 }

@@ -71,7 +71,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         volatile,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
-        api: mounts::api(host, network)?,
+        api: mounts::api(host, network, &start, &knobs)?,
         mounts: mounts::custom(settings, host)?,
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,

@@ -12,13 +12,13 @@ use crate::settings::Settings;
 use crate::settings::value::{
     Bind, CustomMount, IdMapMode, Inaccessible, MountSource, Overlay, Recursion, Tmpfs, parse_bool,
 };
-use crate::spec::Network;
+use crate::spec::{Knobs, Network, Start};
 
 /// Places that hold what the container itself needs; systemd-nspawn 252 fails half-way on them.
 const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/run/host"];
 
 /// What the API file systems are like (F-05).
-pub(super) fn api(host: &Host, network: Network) -> Result<Api> {
+pub(super) fn api(host: &Host, network: Network, start: &Start, knobs: &Knobs) -> Result<Api> {
     const WRITABLE: &str = "SYSTEMD_NSPAWN_API_VFS_WRITABLE";
     let writable = match text(host, WRITABLE)? {
         None => Writable::No,
@@ -34,7 +34,9 @@ pub(super) fn api(host: &Host, network: Network) -> Result<Api> {
     };
     let tmp = boolean(host, "SYSTEMD_NSPAWN_TMPFS_TMP")?.unwrap_or(true);
     let own_network = network == Network::Private;
-    Ok(Api { writable, own_network, tmp, selinux: (host.selinux)() })
+    // Without a namespace of its own it would see the whole of the host's.
+    let delegated = matches!(start, Start::Init { .. }) && knobs.cgroup_namespace;
+    Ok(Api { writable, own_network, tmp, selinux: (host.selinux)(), delegated })
 }
 
 pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
@@ -215,8 +217,8 @@ mod tests {
         };
         let api = |variable| with(variable).unwrap().api;
         let quiet = api(|_| None);
-        let expected =
-            Api { writable: Writable::No, own_network: true, tmp: true, selinux: quiet.selinux };
+        let expected = Api { writable: Writable::No, tmp: true, own_network: true, ..quiet };
+        assert!(!quiet.delegated);
         assert_eq!(quiet, expected);
         assert_eq!(
             api(|name| name.ends_with("_API_VFS_WRITABLE").then(|| "network".into())).writable,
