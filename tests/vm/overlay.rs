@@ -260,12 +260,13 @@ fn an_upper_layer_serves_one_container(t: &Guest) -> Result<()> {
 /// MNT-30 for layers.
 fn a_layer_that_is_not_there_is_named(t: &Guest) -> Result<()> {
     let tree = tree(t).build()?;
+    let no = t.scratch().join("no").display().to_string();
     for (option, named) in [
-        ("--overlay=/no/lower::/mnt/o", "/no/lower"),
-        ("--overlay=+/no/lower::/mnt/o", "/no/lower"),
-        ("--overlay=/etc:/no/upper:/mnt/o", "/no/upper"),
-        ("--overlay=/etc:+/no/upper:/mnt/o", "/no/upper"),
-        ("--overlay-ro=/etc:/no/upper:/mnt/o", "/no/upper"),
+        (format!("--overlay={no}/lower::/mnt/o"), "/no/lower"),
+        ("--overlay=+/no/lower::/mnt/o".to_owned(), "/no/lower"),
+        (format!("--overlay=/etc:{no}/upper:/mnt/o"), "/no/upper"),
+        ("--overlay=/etc:+/no/upper:/mnt/o".to_owned(), "/no/upper"),
+        (format!("--overlay-ro=/etc:{no}/upper:/mnt/o"), "/no/upper"),
     ] {
         container(t, &tree).arg(option).sh("true")?.refused(t, named)?;
     }
