@@ -86,11 +86,11 @@ fn link_to_usr(root: &InRoot, top: impl AsFd, name: &str, places: &[(&str, &str)
     }
 }
 
-/// Fills /run/host, which tells a payload what it is in (T-06), and holds what [`mounts::table()`] mounts.
-/// It must be on the tmpfs of the mount table, where nobody can have prepared anything, and the umask empty.
+/// Fills /run/host, which tells a payload what it is in and whose (`manager`; T-06), and holds what
+/// [`mounts::table()`] mounts. It must be on the tmpfs of the mount table, where nobody can have prepared anything, and the umask empty.
 ///
 /// [`mounts::table()`]: crate::mounts::table()
-pub fn host_files(root: &InRoot, ids: &Ids) -> Result<()> {
+pub fn host_files(root: &InRoot, ids: &Ids, manager: &str) -> Result<()> {
     let run = root
         .open(Path::new("/run"), Links::Refused, OFlags::PATH | OFlags::DIRECTORY)
         .context("opening the container's /run")?;
@@ -103,7 +103,7 @@ pub fn host_files(root: &InRoot, ids: &Ids) -> Result<()> {
     let host = rustix::fs::openat(&run, "host", flags, Mode::empty())
         .context("opening the container's /run/host")?;
     let files = [
-        ("container-manager", b"systemd-nspawn\n".to_vec(), 0o644),
+        ("container-manager", format!("{manager}\n").into_bytes(), 0o644),
         ("container-uuid", format!("{}\n", ids.machine).into_bytes(), 0o644),
         (below_host(BOOT_ID), format!("{}\n", ids.boot).into_bytes(), 0o444),
         (below_host(EMPTY), Vec::new(), 0o000),

@@ -150,9 +150,10 @@ fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<(
     let path = format!("{JOURNALS}/{id}");
     let host = Path::new(&path);
     // The name of the place, for a link; the place itself is reached through `tree`.
-    let in_tree = PathBuf::from(format!("{}{path}", name.display()));
-    let found = found(host, &in_tree, tree)?;
-    let plan = plan(wanted, found);
+    let mut in_tree = name.as_os_str().to_owned();
+    in_tree.push(&path);
+    let in_tree = Path::new(&in_tree);
+    let plan = plan(wanted, found(host, in_tree, tree)?);
     if plan == Plan::Leave {
         return Ok(());
     }
@@ -178,7 +179,7 @@ fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<(
             Ok(())
         }
         Plan::RefuseOther => bail!("{path} of the host is neither a directory nor a link"),
-        Plan::MakeInTree => make_in_tree(&path, tree).map(drop),
+        Plan::MakeInTree => make_in_tree(host, tree).map(drop),
         Plan::Link(_) | Plan::Mount(_) if !Path::new(JOURNALS).is_dir() => {
             ensure!(
                 lenient,
@@ -189,33 +190,37 @@ fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<(
             );
             Ok(())
         }
-        Plan::Link(clear_way) => {
-            make_in_tree(&path, tree)?;
-            clear(clear_way, host)?;
-            rustix::fs::symlinkat(&in_tree, CWD, host)
-                .with_context(|| format!("linking {path} of the host to the container's"))
-        }
-        Plan::Mount(clear_way) => {
-            let place = make_in_tree(&path, tree)?;
-            ensure!(!is_mount_point(&place)?, "{path} of the container is a mount point");
-            clear(clear_way, host)?;
-            match rustix::fs::mkdirat(CWD, host, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => {
-                    return Err(errno).with_context(|| format!("making {path} of the host"));
-                }
-            }
-            if !is_empty(tree, &path)? {
-                warn(format_args!(
-                    "--link-journal=: {path} of the container has files that the mount hides"
-                ));
-            }
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let journal = rustix::fs::openat(CWD, host, flags, Mode::empty())
-                .with_context(|| format!("opening {path} of the host"))?;
-            bind(host, journal, &path, HARMLESS, tree)
-        }
+        Plan::Link(way) => link_to_tree(way, host, in_tree, tree),
+        Plan::Mount(way) => mount_from_host(way, host, tree),
     }
+}
+
+/// The place in the tree comes first: where that cannot be made, the host stays as it is.
+fn link_to_tree(way: Clear, host: &Path, in_tree: &Path, tree: &InRoot) -> Result<()> {
+    make_in_tree(host, tree)?;
+    clear(way, host)?;
+    let linked = rustix::fs::symlinkat(in_tree, CWD, host);
+    linked.with_context(|| format!("linking {} of the host to the container's", host.display()))
+}
+
+fn mount_from_host(way: Clear, host: &Path, tree: &InRoot) -> Result<()> {
+    let path = host.display();
+    let place = make_in_tree(host, tree)?;
+    ensure!(!is_mount_point(&place)?, "{path} of the container is a mount point");
+    clear(way, host)?;
+    match rustix::fs::mkdirat(CWD, host, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno).with_context(|| format!("making {path} of the host")),
+    }
+    if !is_empty(host, tree)? {
+        warn(format_args!(
+            "--link-journal=: {path} of the container has files that the mount hides"
+        ));
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let journal = rustix::fs::openat(CWD, host, flags, Mode::empty())
+        .with_context(|| format!("opening {path} of the host"))?;
+    bind(host, journal, host, HARMLESS, tree)
 }
 
 fn word(wanted: &Journal) -> &'static str {
@@ -264,8 +269,9 @@ fn is_of_host(id: &str) -> bool {
     read_of_host(Path::new("/etc/machine-id")).is_ok_and(|text| text.trim_ascii() == id.as_bytes())
 }
 
-fn make_in_tree(path: &str, tree: &InRoot) -> Result<OwnedFd> {
-    tree.make_dir(Path::new(path), Links::Inside)
+/// The place in the tree has the same path as that on the host.
+fn make_in_tree(path: &Path, tree: &InRoot) -> Result<OwnedFd> {
+    tree.make_dir(path, Links::Inside)
 }
 
 fn clear(way: Clear, host: &Path) -> Result<()> {
@@ -286,10 +292,11 @@ fn is_mount_point(directory: &OwnedFd) -> Result<bool> {
     Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-fn is_empty(tree: &InRoot, path: &str) -> Result<bool> {
+fn is_empty(path: &Path, tree: &InRoot) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    let entries = tree.open(Path::new(path), Links::Inside, flags).and_then(Dir::new);
-    let mut names = entries.with_context(|| format!("looking into {path} of the container"))?;
+    let entries = tree.open(path, Links::Inside, flags).and_then(Dir::new);
+    let mut names =
+        entries.with_context(|| format!("looking into {} of the container", path.display()))?;
     Ok(!names.any(|entry| {
         entry.is_ok_and(|entry| !matches!(entry.file_name().to_bytes(), b"." | b".."))
     }))

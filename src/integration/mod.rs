@@ -51,7 +51,7 @@ pub fn apply(wanted: &Integration, ids: &Ids, tree: &InRoot) -> Result<()> {
 }
 
 /// Binds a file of the host over one of the tree, or into the gap where none is.
-fn bind_file(from: &Path, on: &str, tree: &InRoot) -> Result<()> {
+fn bind_file(from: &Path, on: &Path, tree: &InRoot) -> Result<()> {
     let file = rustix::fs::open(from, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("opening {} of the host", from.display()))?;
     let attrs = Attrs { read_only: true, ..HARMLESS };
@@ -63,7 +63,7 @@ const HARMLESS: Attrs =
     Attrs { read_only: false, nosuid: true, nodev: true, noexec: true, strictatime: false };
 
 /// Binds what is open as `source`, and named `from`.
-fn bind(from: &Path, source: impl AsFd, on: &str, attrs: Attrs, tree: &InRoot) -> Result<()> {
+fn bind(from: &Path, source: impl AsFd, on: &Path, attrs: Attrs, tree: &InRoot) -> Result<()> {
     let row = Mount {
         stage: Stage::Outer,
         on: on.into(),

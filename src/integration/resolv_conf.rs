@@ -92,14 +92,14 @@ pub(super) fn apply(wanted: &NameServers, tree: &InRoot) -> Result<()> {
     match *wanted {
         NameServers::Leave => Ok(()),
         NameServers::Delete => Slot::open(tree, PLACE)?.remove(),
-        NameServers::Put(Way::Bind, source) => bind_file(source.path(), PLACE, tree),
+        NameServers::Put(Way::Bind, source) => bind_file(source.path(), Path::new(PLACE), tree),
         NameServers::Put(way, source) => copy(way, &[source], tree),
         // Without a place for it nothing was asked for.
         NameServers::Auto(Way::Bind) if !has_place(tree) => Ok(()),
         NameServers::Auto(Way::Bind) => {
             let present = |source: &&Source| source.path().exists();
             match [Source::Stub, Source::Host].iter().find(present) {
-                Some(source) => bind_file(source.path(), PLACE, tree),
+                Some(source) => bind_file(source.path(), Path::new(PLACE), tree),
                 None => Ok(()),
             }
         }

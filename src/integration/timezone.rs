@@ -61,7 +61,7 @@ pub(super) fn apply(wanted: &TimeZone, tree: &InRoot) -> Result<()> {
         TimeZone::Leave => Ok(()),
         TimeZone::Delete => Slot::open(tree, PLACE)?.remove(),
         TimeZone::Copy => copy(tree),
-        TimeZone::Bind => bind_file(Path::new(PLACE), PLACE, tree),
+        TimeZone::Bind => bind_file(Path::new(PLACE), Path::new(PLACE), tree),
         TimeZone::Link => match host_zone()? {
             HostZone::Named(zone) => link(&zone, tree),
             HostZone::None | HostZone::Other => Err(hinted(
@@ -80,7 +80,7 @@ pub(super) fn apply(wanted: &TimeZone, tree: &InRoot) -> Result<()> {
             let place = tree.open(here, Links::Inside, OFlags::PATH).is_ok();
             match host_zone()? {
                 HostZone::Named(zone) if has_zone(&Slot::open(tree, PLACE)?, &zone) => Ok(()),
-                HostZone::Named(_) | HostZone::Other if place => bind_file(here, PLACE, tree),
+                HostZone::Named(_) | HostZone::Other if place => bind_file(here, here, tree),
                 _ => Ok(()),
             }
         }
@@ -102,7 +102,7 @@ fn link(zone: &str, tree: &InRoot) -> Result<()> {
         return Ok(());
     }
     if !tree.holds(Path::new(&format!("{}{zone}", ZONES[1]))) {
-        return bind_file(Path::new(PLACE), PLACE, tree);
+        return bind_file(Path::new(PLACE), Path::new(PLACE), tree);
     }
     slot.put_link(&format!("{}{zone}", ZONES[0]))
 }

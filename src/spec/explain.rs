@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Calls, Knobs, Limits, Network, Spec, Start};
+use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start};
 use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, Ladder, RootSpec, Rung};
 use crate::settings::value::Volatile;
@@ -75,8 +75,18 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     facts.push(("time-zone", integration.time_zone.to_string()));
     facts.push(("journal", integration.journal.to_string()));
     facts.push(("console", console.to_owned()));
+    if spec.wiring.pty {
+        facts.push(("escape-key", spec.escape_key.to_string()));
+    }
+    facts.extend(spec.background.iter().map(|colour| ("background", colour.clone())));
     if spec.handover.count() > 0 {
         facts.push(("handed-over", format!("{} descriptors, from 3 on", spec.handover.count())));
+    }
+    let Shares { pid, uts, ipc } = spec.shares;
+    for (shared, name) in [(pid, "pid"), (uts, "uts"), (ipc, "ipc")] {
+        if shared {
+            facts.push(("namespace", format!("the host's for {name}")));
+        }
     }
     if let Some(signal) = spec.kill_signal {
         facts.push(("asked-to-end", format!("by {signal}")));
@@ -88,6 +98,12 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
         facts.push(("variables", knobs(&spec.knobs)));
     }
     facts.push(("capabilities", spec.capabilities.to_string()));
+    if !spec.ambient.is_empty() {
+        facts.push(("ambient", spec.ambient.to_string()));
+    }
+    if spec.no_new_privileges {
+        facts.push(("privileges", "none can be gained by exec".to_owned()));
+    }
     facts.push(("system-calls", calls(spec.calls.as_ref())));
     for (what, label) in [("label", &spec.labels.process), ("label-of-files", &spec.labels.files)] {
         facts.extend(label.iter().map(|label| (what, label.clone())));
@@ -95,6 +111,7 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     if spec.limits != Limits::default() {
         facts.push(("limits", limits(&spec.limits)));
     }
+    facts.push(("exit-mode", spec.exit_mode.to_string()));
     facts
 }
 

@@ -82,6 +82,8 @@ pub struct Spec {
     pub has_stub: bool,
     /// Which of our caller's descriptors are the payload's (FDS-02).
     pub handover: Handover,
+    /// Which of the host's namespaces it stays in (CLI-28).
+    pub shares: Shares,
     /// What asks process 1 to end, before it is killed (E-06).
     pub kill_signal: Option<KillSignal>,
     /// Who starts it again when it reboots (RUN-12, RUN-14).
@@ -180,6 +182,17 @@ pub enum Start {
     },
     /// A login shell (NS-12).
     Shell,
+}
+
+/// Which namespaces of the host a container stays in that others have of their own (F-05, CLI-28).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// It sees the host's processes, and none of its own is process 1.
+    pub pid: bool,
+    /// It has the host's name.
+    pub uts: bool,
+    /// It sees the host's message queues, semaphores and shared memory.
+    pub ipc: bool,
 }
 
 /// Whose network the container sees.

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::children::{ending, how, listens_to, pid_of, reap, signal_inner, wait_for};
+use super::children::{ending, how, listens_to, pid_of, reap, reap_others, signal_inner, wait_for};
 use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
@@ -288,6 +288,8 @@ impl<'a> Boot<'a> {
                 signal => self.terminate(signal)?,
             }
         }
+        let ours = [&self.outer, &self.inner].into_iter().flatten().map(|child| child.pid);
+        reap_others(&ours.collect::<Vec<_>>());
         let Some(inner) = &self.inner else { return Ok(None) };
         let Some(status) = reap(inner)? else { return Ok(None) };
         // It is dead, so all it had to say is there.

@@ -55,7 +55,9 @@ pub(super) fn run(
     custom.mount(Stage::Inner, &root)?;
     drop(custom);
     let console = open_console(spec, &root, link)?;
-    rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
+    if !spec.shares.uts {
+        rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
+    }
     if spec.network == Network::Private {
         crate::sys::network::bring_up("lo").context("bringing up the loopback interface")?;
     }
@@ -194,7 +196,10 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
     if let Some(score) = spec.limits.oom_score {
         limits::set_oom_score(&proc, score).context("--oom-score-adjust=")?;
     }
-    limits::reset_login_uid(&proc)?;
+    // Among the host's processes it remains who has logged in (NS-03).
+    if !spec.shares.pid {
+        limits::reset_login_uid(&proc)?;
+    }
     Ok(())
 }
 

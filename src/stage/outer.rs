@@ -68,7 +68,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let rows = mounts::labelled(mounts::table(&spec.api), spec.labels.files.as_deref());
     mounts::apply(&rows, Stage::Outer, &tree)?;
     tree::devices(&tree)?;
-    tree::host_files(&tree, ids)?;
+    tree::host_files(&tree, ids, &spec.knobs.service)?;
     inbox.appear(&tree)?;
     if !credentials.is_empty() {
         credentials::make_place(&tree)?;
@@ -103,11 +103,13 @@ fn switch_root(tree: &InRoot) -> Result<()> {
 }
 
 fn namespaces(spec: &Spec) -> libc::c_int {
-    let cgroup = if spec.knobs.cgroup_namespace { libc::CLONE_NEWCGROUP } else { 0 };
-    let own =
-        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | cgroup;
-    match spec.network {
-        Network::Host => own,
-        Network::Private => own | libc::CLONE_NEWNET,
-    }
+    let own = [
+        (true, libc::CLONE_NEWNS),
+        (!spec.shares.pid, libc::CLONE_NEWPID),
+        (!spec.shares.uts, libc::CLONE_NEWUTS),
+        (!spec.shares.ipc, libc::CLONE_NEWIPC),
+        (spec.knobs.cgroup_namespace, libc::CLONE_NEWCGROUP),
+        (spec.network == Network::Private, libc::CLONE_NEWNET),
+    ];
+    own.iter().filter(|(is_own, _)| *is_own).fold(0, |flags, (_, flag)| flags | flag)
 }

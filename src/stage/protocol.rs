@@ -135,6 +135,7 @@ mod tests {
         orders
     }
 
+    /// ORD-03: the payload is released when everything else was done, and only then.
     #[test]
     fn one_order_of_all_is_accepted() {
         let accepted: Vec<_> = orders()

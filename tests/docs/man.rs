@@ -81,6 +81,10 @@ const VARIABLES: &[(&str, &str)] = &[
         "With a value of 1 /sys and the kernel's settings can be written, with \"network\" those of the network.",
     ),
     ("SYSTEMD_NSPAWN_TMPFS_TMP", "With a value of 0 nothing is mounted on /tmp."),
+    ("SYSTEMD_NSPAWN_SHARE_NS_IPC", "With a value of 1 the container has no IPC namespace."),
+    ("SYSTEMD_NSPAWN_SHARE_NS_PID", "With a value of 1 the container has no PID namespace."),
+    ("SYSTEMD_NSPAWN_SHARE_NS_UTS", "With a value of 1 the container has the host's host name."),
+    ("SYSTEMD_NSPAWN_SHARE_SYSTEM", "With a value of 1 the three of them, as --share-system says."),
     ("SYSTEMD_LOG_LEVEL", "How much is told, where neither --quiet nor --verbose is given."),
 ];
 

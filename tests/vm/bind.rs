@@ -9,6 +9,8 @@ use harness::fixture::tree::{Builder, Listing};
 use harness::guest::Guest;
 use harness::guest::observe::entries;
 
+use crate::refused::Refused;
+
 cases![
     a_bind_is_the_hosts_directory,
     a_read_only_bind_cannot_be_written,
@@ -112,14 +114,14 @@ fn a_directory_is_not_bound_on_a_file(t: &Guest) -> Result<()> {
     t.container(&tree)
         .arg(format!("--bind={}:/etc/passwd", source.path().display()))
         .sh("true")?
-        .fails_with("/etc/passwd")?
-        .fails_with("must be a directory")?;
+        .refused(t, "/etc/passwd")?
+        .refused(t, "must be a directory")?;
     t.container(&tree)
         .arg(format!("--bind={}/etc/passwd:/etc", source.path().display()))
         .sh("true")?
-        .fails_with("on /etc")?
-        .fails_with("both be directories, or neither")?;
-    t.container(&tree).arg("--tmpfs=/etc/passwd").sh("true")?.fails_with("must be a directory")?;
+        .refused(t, "on /etc")?
+        .refused(t, "both be directories, or neither")?;
+    t.container(&tree).arg("--tmpfs=/etc/passwd").sh("true")?.refused(t, "must be a directory")?;
     Ok(())
 }
 
@@ -157,7 +159,7 @@ fn a_source_inside_is_found_inside(t: &Guest) -> Result<()> {
     let deep = format!("/up{}", outside.path().display());
     for source in ["/way", &deep, "/no/such", "/proc/self/root"] {
         let run = t.container(&tree).arg(format!("--bind=+{source}:/mnt")).sh("true")?;
-        run.fails_with(&format!("\"{source}\" of the container"))?;
+        run.refused(t, &format!("\"{source}\" of the container"))?;
     }
     Ok(())
 }
@@ -205,7 +207,7 @@ fn what_is_mounted_below_a_source_comes_along_unless_told(t: &Guest) -> Result<(
         .arg(format!("--bind-ro={from}:/mnt:norbind"))
         .sh("ls /mnt/below; touch /mnt/x 2>/dev/null || echo refused")?
         .prints("refused")?;
-    t.container(&tree).arg(format!("--bind={from}:/mnt:junk")).sh("true")?.fails_with("norbind")?;
+    t.container(&tree).arg(format!("--bind={from}:/mnt:junk")).sh("true")?.refused(t, "norbind")?;
     Ok(())
 }
 
@@ -284,7 +286,7 @@ fn a_bind_can_lie_below_what_the_inner_stage_mounts(t: &Guest) -> Result<()> {
     t.container(&tree)
         .arg(format!("--bind={from}:/proc/new"))
         .sh("true")?
-        .fails_with("/proc/new")?;
+        .refused(t, "/proc/new")?;
     Ok(())
 }
 
@@ -315,7 +317,7 @@ fn what_the_container_needs_is_not_bound_over(t: &Guest) -> Result<()> {
             format!("--overlay=/etc::{on}"),
         ] {
             let run = t.container(&tree).arg(&option).sh("true")?;
-            run.fails_with("nothing can be mounted over")?.fails_with("hint: ")?;
+            run.refused(t, "nothing can be mounted over")?.fails_with("hint: ")?;
         }
     }
     source.listing()?.same_as(&before)
@@ -329,7 +331,7 @@ fn a_relative_destination_is_refused(t: &Guest) -> Result<()> {
             .arg(option)
             .caller_directory("/".as_ref())
             .sh("true")?
-            .fails_with("absolute")?;
+            .refused(t, "absolute")?;
     }
     t.container(&tree)
         .arg("--bind-ro=etc:/mnt")
@@ -346,7 +348,7 @@ fn a_mapped_bind_needs_a_user_namespace(t: &Guest) -> Result<()> {
         t.container(&tree)
             .arg(format!("--bind=/etc:/mnt:{option}"))
             .sh("true")?
-            .fails_with("need a user namespace")?;
+            .refused(t, "need a user namespace")?;
     }
     t.container(&tree).arg("--bind=/etc:/mnt:noidmap").sh("true")?.succeeds()?;
     Ok(())
@@ -388,7 +390,7 @@ fn a_place_in_a_read_only_tree_must_exist(t: &Guest) -> Result<()> {
             .arg("--read-only")
             .arg(format!("--bind={from}/file:{on}"))
             .sh("true")?
-            .fails_with("Read-only file system")?;
+            .refused(t, "Read-only file system")?;
     }
     tree.lacks("new")
 }

@@ -34,7 +34,7 @@ fn the_bounding_set_is_the_default_one(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// R10; Moby CVE-2022-24769. systemd-nspawn 252 fails here (defect 10).
+/// R10; Moby CVE-2022-24769. Needs a difference: systemd-nspawn 252 has the bounding set there (defect 10).
 fn the_inheritable_and_ambient_sets_are_empty(t: &Guest) -> Result<()> {
     let tree = t.tree().probe().build()?;
     let seen = t.container(&tree).observe()?;

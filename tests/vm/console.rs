@@ -348,9 +348,13 @@ fn a_background_is_kept_at_a_terminal_only(t: &Guest) -> Result<()> {
 fn bare(t: &Guest, tree: &Tree) -> Command {
     let mut command = match t.subject() {
         Subject::Rspawn => Command::new(t.launcher()),
-        Subject::Nspawn => Command::new("systemd-nspawn"),
+        Subject::Nspawn => {
+            let mut command = Command::new("systemd-nspawn");
+            command.args(["--register=no", "--keep-unit"]);
+            command
+        }
     };
-    command.args(["--register=no", "--keep-unit", "-D"]).arg(tree.path()).env("TERM", "dumb");
+    command.arg("-D").arg(tree.path()).env("TERM", "dumb");
     command
 }
 

@@ -141,8 +141,8 @@ fn the_name_of_the_manager_can_be_changed(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     t.container(&tree)
         .caller_env("SYSTEMD_NSPAWN_CONTAINER_SERVICE", "my-manager")
-        .sh("echo $container")?
-        .prints("my-manager")?;
+        .sh("echo $container; cat /run/host/container-manager")?
+        .prints("my-manager\nmy-manager")?;
     Ok(())
 }
 

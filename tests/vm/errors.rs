@@ -37,6 +37,7 @@ cases![
     a_working_directory_that_is_gone_is_told,
     a_name_cannot_write_to_the_terminal,
     a_host_without_systemd_is_enough,
+    a_name_alone_is_searched_among_the_machines,
 ];
 
 /// R14, DEF-09, DEF-15: one line with `words` in it and one hint, nothing on the standard output. What
@@ -404,11 +405,31 @@ fn a_name_cannot_write_to_the_terminal(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// CON-11: this guest was not booted by systemd, and nothing asks for it.
+/// CON-11, P-05: this guest was not booted by systemd and has no bus, and nothing asks for them.
 fn a_host_without_systemd_is_enough(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     if !Path::new("/run/systemd/system").exists() {
-        t.container(&tree).sh("echo runs")?.prints("runs")?;
+        let container = t.container(&tree).args(["--register=no", "--keep-unit"]);
+        container.sh("echo runs")?.prints("runs")?;
     }
     Ok(())
+}
+
+/// NAM-01, I-01: a link among the machines leads to the tree; a name that is not there is told with the places.
+fn a_name_alone_is_searched_among_the_machines(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let place = Path::new("/var/lib/machines");
+    fs::create_dir_all(place).context("making the directory of machines")?;
+    let name = format!("case-{}", std::process::id());
+    symlink(tree.path(), place.join(&name)).context("linking the tree")?;
+    let run = t.command().arg(format!("-M{name}")).run(&["/bin/hostname"]);
+    fs::remove_file(place.join(&name)).context("removing the link")?;
+    run?.prints(&name)?;
+    let run = t.command().arg("-Mno-such-machine").run(&["/bin/true"])?;
+    is_told(
+        t,
+        &run,
+        1,
+        &["--machine=: there is no machine \"no-such-machine\"", "/var/lib/machines"],
+    )
 }

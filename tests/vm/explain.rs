@@ -9,6 +9,7 @@ use harness::guest::{Guest, Subject};
 cases![
     explain_touches_nothing_and_needs_no_root: [Need::Only(Subject::Rspawn)],
     explain_as_json_is_json: [Need::Only(Subject::Rspawn)],
+    explain_tells_what_was_decided: [Need::Only(Subject::Rspawn)],
 ];
 
 const ORDINARY: &[&str] = &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
@@ -31,6 +32,28 @@ fn explain_touches_nothing_and_needs_no_root(t: &Guest) -> Result<()> {
         }
     }
     tree.listing()?.same_as(&before)
+}
+
+/// What was said shows in what would be done.
+fn explain_tells_what_was_decided(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let said = [
+        "--explain",
+        "--console=interactive",
+        "--escape-key=ctrl-a",
+        "--background=44",
+        "--no-new-privileges=yes",
+        "--ambient-capability=CAP_KILL",
+        "--exit-mode=shell",
+        "--hostname=elsewhere",
+    ];
+    let run = t.container(&tree).through(ORDINARY).args(said).sh("exit 3")?;
+    run.succeeds()?;
+    let text = run.text().to_lowercase();
+    for fact in ["^a", "44", "none can be gained", "cap_kill", "shell", "elsewhere"] {
+        ensure!(text.contains(fact), "it does not tell {fact}\n{run}");
+    }
+    Ok(())
 }
 
 fn explain_as_json_is_json(t: &Guest) -> Result<()> {

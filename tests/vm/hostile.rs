@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::tree::{Builder, Listing, Tree};
-use harness::guest::Guest;
+use harness::guest::{Guest, Subject};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, RenameFlags, inotify, renameat_with};
 use rustix::io::Errno;
@@ -25,7 +26,7 @@ cases![
     a_race_for_the_places_of_mounts_is_lost: [] within 90,
     pipes_in_place_of_mount_points_are_not_waited_for: [] within 60,
     links_in_place_of_sources_and_layers_lead_nowhere: [] within 60,
-    a_source_that_is_exchanged_for_a_link_is_refused: [] within 60,
+    a_source_that_is_exchanged_for_a_link_is_refused: [Need::Only(Subject::Rspawn)] within 60,
 ];
 
 /// Directories that set-up makes, fills or mounts on.

@@ -26,6 +26,7 @@ cases![
     a_host_without_a_zone_starts_containers,
     settings_files_choose_name_servers_and_zone,
     what_the_tree_has_there_leads_nowhere: [] within 60,
+    what_the_user_binds_comes_after_what_the_host_gives,
     exchanging_a_directory_during_set_up_leads_nowhere: [] within 60,
 ];
 
@@ -440,6 +441,28 @@ fn what_the_tree_has_there_leads_nowhere(t: &Guest) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// ORD-01, ORD-02: the user's mounts are the last, so they are what is seen; a file that is copied is copied below them.
+/// Needs a difference: systemd-nspawn 252 mounts the host's files of a read-only tree on top.
+fn what_the_user_binds_comes_after_what_the_host_gives(t: &Guest) -> Result<()> {
+    let host = host(t).build()?;
+    let own = Builder::empty(t.scratch()).name("own").file("servers", "mine\n").build()?;
+    let tree = zone_of_the_tree(t).file(RESOLV_CONF, "old\n").file(LOCALTIME, "old\n").build()?;
+    let servers = own.path().join("servers");
+    for options in [&[][..], &["--read-only"], &["--resolv-conf=bind-host", "--timezone=bind"]] {
+        let mut container = t.container(&tree);
+        for place in ["/etc/resolv.conf", "/etc/localtime"] {
+            container = container.arg(format!("--bind-ro={}:{place}", servers.display()));
+        }
+        let container = options.iter().fold(container, Container::arg);
+        on(&host, container)
+            .sh("cat /etc/resolv.conf /etc/localtime")?
+            .prints("mine\nmine")
+            .with_context(|| format!("{options:?}"))?;
+    }
+    ensure!(own.read("servers")? == "mine\n", "the user's file has changed");
     Ok(())
 }
 

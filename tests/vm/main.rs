@@ -33,6 +33,7 @@ mod notify;
 mod overlay;
 mod pivot;
 mod process;
+mod refused;
 mod runhost;
 mod security;
 mod settings;

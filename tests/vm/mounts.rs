@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use harness::case::Need;
 use harness::cases;
-use harness::guest::Guest;
+use harness::guest::{Guest, Subject};
 use rustix::fs::{CWD, FileType, Mode, makedev};
 
 cases![
@@ -23,10 +24,10 @@ cases![
     a_private_network_shows_a_part_of_sysfs,
     a_private_network_can_be_set_up_inside,
     the_kernels_settings_can_be_made_writable,
-    what_can_be_written_is_explained,
+    what_can_be_written_is_explained: [Need::Only(Subject::Rspawn)],
     tmp_can_be_the_trees_own,
     what_is_mounted_in_the_tree_is_mounted_over,
-    a_covered_proc_of_the_host_is_explained,
+    a_covered_proc_of_the_host_is_explained: [Need::Only(Subject::Rspawn)],
 ];
 
 /// MNT-01, 03…05, 07, 08 and DEV's devpts (MNT-06): place, type, flags that must be there.

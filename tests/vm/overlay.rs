@@ -5,12 +5,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::container::Container;
 use harness::fixture::tree::{Builder, Tree};
-use harness::guest::Guest;
 use harness::guest::observe::entries;
+use harness::guest::{Guest, Subject};
 use rustix::process::Signal;
+
+use crate::refused::Refused;
 
 cases![
     what_is_written_goes_to_the_upper_layer,
@@ -23,7 +26,7 @@ cases![
     an_upper_layer_inside_takes_the_writes_there,
     colons_in_layers_are_escaped_once,
     the_next_run_removes_what_a_killed_one_left,
-    cleanup_removes_what_a_killed_run_left,
+    cleanup_removes_what_a_killed_run_left: [Need::Only(Subject::Rspawn)],
     an_upper_layer_serves_one_container,
     a_layer_that_is_not_there_is_named,
     an_upper_layer_that_cannot_be_one_is_explained,
@@ -156,13 +159,13 @@ fn layers_inside_are_found_inside(t: &Guest) -> Result<()> {
         container(t, &tree)
             .arg(format!("--overlay=+{lower}::/mnt/o"))
             .sh("true")?
-            .fails_with("opening the layer")?;
+            .refused(t, "opening the layer")?;
     }
     for upper in ["/way", &format!("/up{scratch}/outside")] {
         container(t, &tree)
             .arg(format!("--overlay=+/etc:+{upper}:/mnt/o"))
             .sh("touch /mnt/o/new")?
-            .fails_with("opening the upper layer")?;
+            .refused(t, "opening the upper layer")?;
     }
     outside.listing()?.same_as(&before)
 }
@@ -181,8 +184,8 @@ fn an_upper_layer_inside_takes_the_writes_there(t: &Guest) -> Result<()> {
         .arg("--read-only")
         .arg("--overlay=+/etc:+/var/up:/mnt")
         .sh("true")?
-        .fails_with("opening the upper layer")?
-        .fails_with("Read-only file system")?;
+        .refused(t, "opening the upper layer")?
+        .refused(t, "Read-only file system")?;
     tree.listing()?.same_as(&before)
 }
 
@@ -249,7 +252,7 @@ fn an_upper_layer_serves_one_container(t: &Guest) -> Result<()> {
     let option = format!("--overlay=+/etc:{}:/mnt/o", up.path().display());
     let mut running = container(t, &tree).arg(&option).start("echo up; cat > /dev/null")?;
     running.next_line()?;
-    t.container(&other).arg(&option).sh("true")?.fails_with("is in use by another container")?;
+    t.container(&other).arg(&option).sh("true")?.refused(t, "is in use by another container")?;
     running.end()?.succeeds()?;
     Ok(())
 }
@@ -264,7 +267,7 @@ fn a_layer_that_is_not_there_is_named(t: &Guest) -> Result<()> {
         ("--overlay=/etc:+/no/upper:/mnt/o", "/no/upper"),
         ("--overlay-ro=/etc:/no/upper:/mnt/o", "/no/upper"),
     ] {
-        container(t, &tree).arg(option).sh("true")?.fails_with(named)?;
+        container(t, &tree).arg(option).sh("true")?.refused(t, named)?;
     }
     Ok(())
 }
@@ -273,11 +276,11 @@ fn a_layer_that_is_not_there_is_named(t: &Guest) -> Result<()> {
 fn an_upper_layer_that_cannot_be_one_is_explained(t: &Guest) -> Result<()> {
     let tree = tree(t).build()?;
     let run = container(t, &tree).arg("--overlay=/etc:/proc:/mnt/o").sh("true")?;
-    run.fails_with("overlay")?;
+    run.refused(t, "overlay")?;
     container(t, &tree)
         .arg("--overlay=/etc:/:/mnt/o")
         .sh("true")?
-        .fails_with("a root directory cannot be the upper layer")?;
+        .refused(t, "a root directory cannot be the upper layer")?;
     Ok(())
 }
 
@@ -287,6 +290,6 @@ fn the_root_is_no_place_for_an_overlay(t: &Guest) -> Result<()> {
     container(t, &tree)
         .arg("--overlay=/etc::/")
         .sh("true")?
-        .fails_with("nothing can be mounted over the root")?;
+        .refused(t, "nothing can be mounted over the root")?;
     Ok(())
 }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::fixture::tree::{Builder, Tree};
 use harness::guest::{Guest, Subject};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 cases![
@@ -27,6 +29,7 @@ cases![
     the_container_gives_its_terminal_to_the_user,
     streams_of_the_caller_keep_their_owner,
     a_user_has_only_ambient_capabilities,
+    a_killed_launcher_takes_the_users_payload_along: [] within 60,
 ];
 
 /// A getent that knows the tree's own /etc/passwd and /etc/group, as that of a distribution does.
@@ -311,5 +314,25 @@ fn a_user_has_only_ambient_capabilities(t: &Guest) -> Result<()> {
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         ensure!(seen.capabilities(set)? == 1 << 13, "{set}: {:?}", seen.status.get(set));
     }
+    Ok(())
+}
+
+/// R7: the kernel forgets whose death is ours when credentials change. Needs a difference: with systemd-nspawn 252 the
+/// payload lives on (defect 1).
+fn a_killed_launcher_takes_the_users_payload_along(t: &Guest) -> Result<()> {
+    let tree = users(t).build()?;
+    let mut running = t.container(&tree).arg("-uold").start("echo up; exec sleep 1000")?;
+    running.next_line()?;
+    let payload = running.payload()?;
+    let pid = Pid::from_raw(i32::try_from(payload[0])?).context("a process without number")?;
+    let watched = pidfd_open(pid, PidfdFlags::empty()).context("watching the payload")?;
+    running.signal(Signal::KILL)?;
+    let bound = Timespec { tv_sec: 30, tv_nsec: 0 };
+    let ended =
+        poll(&mut [PollFd::new(&watched, PollFlags::IN)], Some(&bound)).context("waiting")?;
+    ensure!(ended == 1, "the payload lives on");
+    running.end()?;
+    // What a killed run leaves is removed by the next one.
+    t.container(&tree).sh("true")?.succeeds()?;
     Ok(())
 }

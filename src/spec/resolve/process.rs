@@ -1,12 +1,15 @@
 //! What follows for the processes: how the payload talks to its supervisor, and what it is handed.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
+use super::knobs;
+use crate::errors::hinted;
 use crate::exit::Restart;
 use crate::host::Host;
 use crate::notify;
 use crate::settings::Settings;
 use crate::settings::value::{KillSignal, StartMode};
+use crate::spec::Shares;
 use crate::stage;
 
 /// The variables by which a payload finds its notification socket (E-07) and the descriptors that are handed
@@ -32,6 +35,35 @@ pub(super) fn has_stub(settings: &Settings) -> Result<bool> {
     Ok(wanted)
 }
 
+/// Which namespaces of the host it stays in: `--share-system` is all three, as the variables are that
+/// systemd-nspawn has in its place now (CLI-28, F-05). Nothing is registered then, as there is no machine (REG-05).
+///
+/// # Errors
+/// When process 1 is wanted in the host's PID namespace, or an init where it would rename the host (CON-01).
+pub(super) fn shares(settings: &Settings, host: &Host) -> Result<Shares> {
+    let said = |name: &str| knobs::boolean(host, name).map(Option::unwrap_or_default);
+    let all = settings.share_system.is_yes() | said("SYSTEMD_NSPAWN_SHARE_SYSTEM")?;
+    let shares = Shares {
+        pid: all | said("SYSTEMD_NSPAWN_SHARE_NS_PID")?,
+        uts: all | said("SYSTEMD_NSPAWN_SHARE_NS_UTS")?,
+        ipc: all | said("SYSTEMD_NSPAWN_SHARE_NS_IPC")?,
+    };
+    let start = settings.start.or(StartMode::Pid1);
+    if start == StartMode::Boot && (shares.pid || shares.uts) {
+        bail!(hinted(
+            "--boot needs namespaces of its own",
+            "leave out --share-system and the variables SYSTEMD_NSPAWN_SHARE_…",
+        ));
+    }
+    if start == StartMode::Pid2 && shares.pid {
+        bail!(hinted(
+            "--as-pid2 needs a PID namespace of its own",
+            "leave out --share-system and SYSTEMD_NSPAWN_SHARE_NS_PID",
+        ));
+    }
+    Ok(shares)
+}
+
 /// An init is asked to shut down, anything else is killed, unless the user says otherwise (E-06).
 pub(super) fn kill_signal(settings: &Settings) -> Option<KillSignal> {
     let init = settings.start.or(StartMode::Pid1) == StartMode::Boot;
@@ -51,6 +83,7 @@ fn is_pid2(settings: &Settings) -> bool {
 mod tests {
     use super::*;
     use crate::settings::Source;
+    use rstest::rstest;
 
     fn settings(start: StartMode) -> Settings {
         let mut settings = Settings::default();
@@ -81,5 +114,48 @@ mod tests {
         let mut kept = Settings::default();
         kept.keep_unit.say(true, &Source::CommandLine);
         assert_eq!(restart(&kept), Restart::OfTheUnit);
+    }
+
+    /// CLI-28, CON-01, F-05.
+    #[rstest]
+    #[case(&[], &[], Some((false, false, false)))]
+    #[case(&["--share-system"], &[], Some((true, true, true)))]
+    #[case(&[], &["SYSTEM"], Some((true, true, true)))]
+    #[case(&[], &["NS_PID"], Some((true, false, false)))]
+    #[case(&[], &["NS_UTS", "NS_IPC"], Some((false, true, true)))]
+    #[case(&["-a"], &["NS_IPC"], Some((false, false, true)))]
+    #[case(&["-a"], &["NS_PID"], None)]
+    #[case(&["-a", "--share-system"], &[], None)]
+    #[case(&["-b"], &["NS_UTS"], None)]
+    #[case(&["-b"], &["NS_IPC"], Some((false, false, true)))]
+    #[case(&["-b", "--share-system"], &[], None)]
+    fn namespaces_are_shared_when_asked_for(
+        #[case] words: &[&str],
+        #[case] set: &[&str],
+        #[case] expected: Option<(bool, bool, bool)>,
+    ) {
+        // The look-up is a plain function, so each set has one of its own.
+        let variable: fn(&str) -> Option<std::ffi::OsString> = match set {
+            [] => |_| None,
+            ["SYSTEM"] => |name| (name == "SYSTEMD_NSPAWN_SHARE_SYSTEM").then(|| "1".into()),
+            ["NS_PID"] => |name| (name == "SYSTEMD_NSPAWN_SHARE_NS_PID").then(|| "1".into()),
+            ["NS_IPC"] => |name| (name == "SYSTEMD_NSPAWN_SHARE_NS_IPC").then(|| "1".into()),
+            ["NS_UTS"] => |name| (name == "SYSTEMD_NSPAWN_SHARE_NS_UTS").then(|| "1".into()),
+            _ => |name| {
+                let both = ["SYSTEMD_NSPAWN_SHARE_NS_UTS", "SYSTEMD_NSPAWN_SHARE_NS_IPC"];
+                both.contains(&name).then(|| "1".into())
+            },
+        };
+        let host = Host { variable, ..Host::look(crate::handover::Handover::default()) };
+        let mut settings = Settings::default();
+        for word in words {
+            match *word {
+                "-a" => settings.start.say(StartMode::Pid2, &Source::CommandLine),
+                "-b" => settings.start.say(StartMode::Boot, &Source::CommandLine),
+                _ => settings.share_system.say(true, &Source::CommandLine),
+            }
+        }
+        let found = shares(&settings, &host).ok();
+        assert_eq!(found.map(|shares| (shares.pid, shares.uts, shares.ipc)), expected);
     }
 }
