@@ -96,7 +96,9 @@ fn partitions_are_mounted_by_their_types(t: &Guest) -> Result<()> {
         .part(kind::ROOT, Fs::Ext4, tree.path())
         .build()?;
     container(t, image.path())
-        .sh("cat /home/home /srv/srv /var/var /var/tmp/tmp; grep -c ' ext4 ' /proc/self/mounts")?
+        .sh(
+            "cat /home/home /srv/srv /var/var /var/tmp/tmp; grep -c '^/dev/loop' /proc/self/mounts",
+        )?
         .prints("homesrvvartmp5")?;
     Ok(())
 }
@@ -243,7 +245,7 @@ fn partitions_have_no_devices(t: &Guest) -> Result<()> {
         .part(kind::HOME, Fs::Ext4, home.path())
         .build()?;
     container(t, image.path())
-        .sh("grep ' ext4 ' /proc/self/mounts | grep -vc nodev; mknod /null c 1 3; ! echo > /null && echo done")?
+        .sh("grep '^/dev/loop' /proc/self/mounts | grep -vc nodev; mknod /null c 1 3; ! echo > /null && echo done")?
         .prints("0\ndone")?;
     Ok(())
 }
@@ -452,7 +454,7 @@ fn a_journal_is_no_hindrance_to_reading(t: &Guest) -> Result<()> {
 /// RUN-08 on an image: what was written is there in the next run, and nothing is attached twice. The result is
 /// left in the image, since pipes of the caller are the first run's alone.
 fn an_image_survives_the_reboot_of_its_container(t: &Guest) -> Result<()> {
-    const SCRIPT: &str = "if test -e /been; then grep -c ' ext4 ' /proc/self/mounts > /home/count; exit 3; fi; \
+    const SCRIPT: &str = "if test -e /been; then grep -c '^/dev/loop' /proc/self/mounts > /home/count; exit 3; fi; \
                           echo > /been; busybox reboot -f; sleep 60";
     let (tree, home) = (root(t).build()?, holding(t, "home", "")?);
     let image = disk(t)
