@@ -23,7 +23,7 @@ cases![
     a_private_network_shows_a_part_of_sysfs,
     a_private_network_can_be_set_up_inside,
     the_kernels_settings_can_be_made_writable,
-    what_can_be_written_is_explained,
+    what_can_be_written_is_explained: [harness::case::Need::Only(harness::guest::Subject::Rspawn)],
     tmp_can_be_the_trees_own,
     what_is_mounted_in_the_tree_is_mounted_over,
     a_covered_proc_of_the_host_is_explained,
