@@ -6,9 +6,10 @@
 //!
 //! What it makes is owned by the host, and so out of the container's reach.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
 
@@ -94,12 +95,27 @@ pub(super) fn tell(link: &Link<FromOuter, ToOuter>, error: &anyhow::Error) {
 }
 
 /// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends
-/// up on top of the new one and is taken off there (pivot_root(2), NOTES).
+/// up on top of the new one and is taken off there (pivot_root(2), NOTES), after all that was made on top of
+/// the old one on the way to the tree: what stayed there would be reached over `/..`.
 fn switch_root(tree: &InRoot) -> Result<()> {
     fchdir(tree).context("entering the container's root")?;
     pivot_root(".", ".").context("switching the root")?;
-    unmount(".", UnmountFlags::DETACH).context("letting go of the host's root")?;
+    let ours = mount_id(tree.as_fd(), "")?;
+    while mount_id(CWD, "..")? != ours {
+        unmount(".", UnmountFlags::DETACH).context("letting go of the host's root")?;
+    }
     chdir("/").context("entering the container's root")
+}
+
+/// Which mount a path leads to; `..` of the root leads to the topmost one on it.
+fn mount_id(dir: BorrowedFd<'_>, path: &str) -> Result<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(dir, path, flags, StatxFlags::MNT_ID).context("looking at the root")?;
+    ensure!(
+        StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID),
+        "no mount id"
+    );
+    Ok(stat.stx_mnt_id)
 }
 
 fn namespaces(spec: &Spec) -> libc::c_int {

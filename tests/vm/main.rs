@@ -38,6 +38,7 @@ mod refused;
 mod runhost;
 mod security;
 mod settings;
+mod stacked;
 mod status;
 mod tmpfs;
 mod user;
@@ -79,6 +80,7 @@ const SUITE: Suite = Suite {
         cleanup::CASES,
         security::CASES,
         settings::CASES,
+        stacked::CASES,
     ],
     launcher: env!("CARGO_BIN_EXE_rspawn"),
     sources: env!("CARGO_MANIFEST_DIR"),
