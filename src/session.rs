@@ -1,7 +1,6 @@
 //! What is held while a container runs and over its reboots: its root with the locks, the directories
 //! of its mounts, and what must be taken back at the end.
 
-use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Result;
@@ -21,7 +20,8 @@ use crate::undo::Undo;
 pub struct Session {
     undo: Undo,
     scratch: Scratch,
-    cgroup: Option<Cgroup>,
+    /// Once it is known whether there is one.
+    cgroup: Option<Option<Cgroup>>,
     root: Root,
     machine_id: Id,
     credentials: Vec<Credential>,
@@ -43,7 +43,7 @@ impl Session {
         // Nothing is made in a tree that is only read.
         let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
-        let cgroup = own_cgroup(spec, &mut undo);
+        let cgroup = None;
         Ok(Self { undo, scratch, cgroup, root, machine_id, machine_id_stays, credentials })
     }
 
@@ -63,28 +63,10 @@ impl Session {
         &self.scratch
     }
 
-    /// The cgroup that the container's processes are in, if it has one of its own.
-    pub(crate) fn cgroup(&self) -> Option<BorrowedFd<'_>> {
-        self.cgroup.as_ref().map(AsFd::as_fd)
-    }
-
-    /// What is left of the spec on this machine: where nothing keeps the container from opening the devices that it
-    /// makes nodes of, it makes none, unless that was asked for (R10); and what is not its own cgroup is not for it to
-    /// divide (P-04).
-    pub(crate) fn narrowed<'s>(&self, spec: &'s Spec) -> Cow<'s, Spec> {
-        if self.cgroup.is_some() {
-            return Cow::Borrowed(spec);
-        }
-        let makes_nodes = spec.makes_nodes || !spec.capabilities.contains(CapSet::MKNOD);
-        if makes_nodes && !spec.api.delegated {
-            return Cow::Borrowed(spec);
-        }
-        let mut spec = spec.clone();
-        spec.api.delegated = false;
-        if !makes_nodes {
-            spec.capabilities = spec.capabilities.difference(CapSet::MKNOD);
-        }
-        Cow::Owned(spec)
+    /// The cgroup that the container's processes are in, if it has one of its own; made when it is first asked for.
+    pub(crate) fn cgroup(&mut self, spec: &Spec) -> Option<BorrowedFd<'_>> {
+        let cgroup = self.cgroup.get_or_insert_with(|| own_cgroup(spec, &mut self.undo));
+        cgroup.as_ref().map(AsFd::as_fd)
     }
 
     /// What was read of the credentials, for a run.

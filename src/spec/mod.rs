@@ -7,6 +7,7 @@ mod resolve;
 pub use explain::{explain, json};
 pub use resolve::{layer_places, machine_of, resolve};
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -133,6 +134,22 @@ impl Spec {
     /// Whether what runs in the container can be expected to reboot it: an init, or a stub that acts as one.
     pub fn may_reboot(&self) -> bool {
         self.has_stub || matches!(self.start, Start::Init { .. })
+    }
+
+    /// What is left of it where the container has no cgroup of its own: since nothing keeps it from opening the
+    /// devices that it makes nodes of, it makes none, unless that was asked for (R10); and what is not its own cgroup
+    /// is not for it to divide (P-04).
+    pub(crate) fn without_own_cgroup(&self) -> Cow<'_, Self> {
+        let makes_nodes = self.makes_nodes || !self.capabilities.contains(CapSet::MKNOD);
+        if makes_nodes && !self.api.delegated {
+            return Cow::Borrowed(self);
+        }
+        let mut spec = self.clone();
+        spec.api.delegated = false;
+        if !makes_nodes {
+            spec.capabilities = spec.capabilities.difference(CapSet::MKNOD);
+        }
+        Cow::Owned(spec)
     }
 }
 

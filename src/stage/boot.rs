@@ -9,11 +9,10 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::children::{ending, how, listens_to, pid_of, reap, reap_others, signal_inner, wait_for};
-use super::fork::fork_into;
 use super::link::{self, Link};
 use super::outer::Outer;
 use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
-use super::{Child, Parent, outer, told};
+use super::{Child, Parent, fork, outer, told};
 use crate::audience::Audience;
 use crate::console::forward::Forwarder;
 use crate::console::hotkey::Hotkey;
@@ -103,15 +102,14 @@ impl<'a> Boot<'a> {
             link: &outer_link,
             inner_link: &inner_link,
         };
-        let child = fork_into(
-            session.cgroup(),
+        let child = fork(
             libc::CLONE_NEWNS,
             Parent::Us,
             || outer::run(&outer),
             |error| outer::tell(&outer_link, &error),
         )
         .map_err(explain_no_process)?;
-        Ok(Self {
+        let boot = Self {
             spec,
             audience,
             root: session.root().way(),
@@ -127,7 +125,12 @@ impl<'a> Boot<'a> {
             shutting_down: false,
             requests_left: 0,
             reboot: false,
-        })
+        };
+        // An outer that is gone has said why.
+        if let Some(link) = &boot.from_outer {
+            let _ = link.send(&ToOuter::Cgroup, session.cgroup(spec));
+        }
+        Ok(boot)
     }
 
     /// The event loop, to the container's end.

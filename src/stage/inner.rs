@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -50,6 +51,10 @@ pub(super) fn run(
     tie_to_supervisor(link)?;
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
+    if spec.knobs.cgroup_namespace {
+        // Here, because the cgroup that one is asked for at birth would be that of outer (cgroup_namespaces(7)).
+        unshare(CloneFlags::CLONE_NEWCGROUP).context("making a cgroup namespace")?;
+    }
     let root = InRoot::new(open_directory("/")?);
     mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
     custom.mount(Stage::Inner, &root)?;

@@ -8,6 +8,7 @@
 //!
 //! ```text
 //! supervisor ── fork ──▶ outer ── fork, as a sibling ──▶ inner
+//!     ├──── Cgroup(dir) ───▶│                              │
 //!     │  ◀── Inner(pidfd) ──┘ exits                        │
 //!     │  ◀── Console(pty) ─────────────────────────────────┤
 //!     │  ◀── Ready ────────────────────────────────────────┤

@@ -6,16 +6,18 @@
 //!
 //! What it makes is owned by the host, and so out of the container's reach.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
 
+use super::fork::fork_into;
 use super::link::Link;
 use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
-use super::{Parent, fork, inner};
+use super::{Parent, inner};
 use crate::credentials::{self, Credential};
 use crate::errors::Report;
 use crate::ids::Ids;
@@ -78,10 +80,19 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     integration::apply(&spec.integration, ids, &tree)?;
     custom.mount(Stage::Outer, &tree)?;
     switch_root(&tree)?;
-    let child = fork(
-        namespaces(spec),
+    let cgroup = match link.recv()? {
+        Some((ToOuter::Cgroup, dir)) => dir,
+        None => bail!("the supervisor is gone"),
+    };
+    let spec = match cgroup {
+        Some(_) => Cow::Borrowed(*spec),
+        None => spec.without_own_cgroup(),
+    };
+    let child = fork_into(
+        cgroup.as_ref().map(AsFd::as_fd),
+        namespaces(&spec),
         Parent::OurParent,
-        || inner::run(spec, &ids.machine, credentials, custom, inner_link),
+        || inner::run(&spec, &ids.machine, credentials, custom, inner_link),
         |error| inner::tell(inner_link, &error),
     )
     .context("making the container's namespaces")?;
@@ -124,7 +135,6 @@ fn namespaces(spec: &Spec) -> libc::c_int {
         (!spec.shares.pid, libc::CLONE_NEWPID),
         (!spec.shares.uts, libc::CLONE_NEWUTS),
         (!spec.shares.ipc, libc::CLONE_NEWIPC),
-        (spec.knobs.cgroup_namespace, libc::CLONE_NEWCGROUP),
         (spec.network == Network::Private, libc::CLONE_NEWNET),
     ];
     own.iter().filter(|(is_own, _)| *is_own).fold(0, |flags, (_, flag)| flags | flag)

@@ -29,8 +29,6 @@ pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
     let credentials = credentials::load(&spec.credentials)?;
     let signals = block_signals()?;
     let mut session = Session::open(spec, credentials)?;
-    let narrowed = session.narrowed(spec);
-    let spec = &*narrowed;
     let mut console = open_console(spec)?;
     if spec.verbosity >= Verbosity::Normal {
         greet(spec);
