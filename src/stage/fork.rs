@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -94,15 +95,16 @@ pub(super) fn fork_into(
 
 /// How many threads we have; 0 if nobody can tell. Outer has switched its root by the time it forks and has
 /// no procfs; it is itself a fresh child, which has one thread.
-fn threads() -> io::Result<usize> {
-    match std::fs::read_dir("/proc/self/task") {
+fn threads() -> io::Result<u64> {
+    match std::fs::metadata("/proc/self/task") {
         // A tree may have a file there.
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
             Ok(0)
         }
-        tasks => Ok(tasks?.count()),
+        // A directory has two links, and procfs adds one per thread (fs/proc/base.c, proc_task_getattr).
+        tasks => Ok(tasks?.nlink().saturating_sub(2)),
     }
 }
 
