@@ -86,6 +86,18 @@ const READ_ONLY: [&str; 8] = [
     "proc/sysrq-trigger",
 ];
 
+/// What a file of ours is bound over, as far as the kernel has it.
+const COVERED: [&str; 6] = [
+    "proc/kallsyms",
+    "proc/kcore",
+    "proc/keys",
+    "proc/timer_list",
+    "proc/kmsg",
+    "proc/sys/kernel/random/boot_id",
+];
+
+const COVER: &str = "run/host/cover";
+
 /// Runs `payload` with `tree` as its root, to its end; the payload's exit code is ours.
 ///
 /// # Errors
@@ -116,20 +128,30 @@ fn become_payload(tree: &Path, program: &OsString, arguments: &[OsString]) -> Re
             .with_context(|| format!("mounting {fstype} on {on}"))?;
     }
     for on in READ_ONLY {
-        match mount_bind(on, on) {
-            Err(rustix::io::Errno::NOENT) => continue,
-            other => other.with_context(|| format!("binding {on}"))?,
-        }
-        let flags = MountFlags::BIND
-            | MountFlags::RDONLY
-            | MountFlags::NOSUID
-            | MountFlags::NODEV
-            | MountFlags::NOEXEC;
-        mount_remount(on, flags, c"").with_context(|| format!("making {on} read-only"))?;
+        bind_read_only(on, on)?;
     }
+    fs::create_dir("run/host").context("making run/host")?;
+    fs::write(COVER, "").with_context(|| format!("making {COVER}"))?;
+    for on in COVERED {
+        bind_read_only(COVER, on)?;
+    }
+    bind_read_only("run/host", "run/host")?;
     pivot_root(".", ".").context("switching the root")?;
     unmount(".", UnmountFlags::DETACH).context("letting go of the host's root")?;
     chdir("/").context("entering the root")?;
     let refusal: io::Error = Command::new(program).args(arguments).exec();
     Err(refusal).context("executing the payload")
+}
+
+fn bind_read_only(from: &str, on: &str) -> Result<()> {
+    match mount_bind(from, on) {
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        other => other.with_context(|| format!("binding {on}"))?,
+    }
+    let flags = MountFlags::BIND
+        | MountFlags::RDONLY
+        | MountFlags::NOSUID
+        | MountFlags::NODEV
+        | MountFlags::NOEXEC;
+    mount_remount(on, flags, c"").with_context(|| format!("making {on} read-only"))
 }
