@@ -163,9 +163,11 @@ fn become_getent(
 }
 
 /// Kills and reaps what getent has left running: in a PID namespace of the container's nothing else runs yet but us
-/// and, with a stub, process 1, which no signal from inside reaches (kill(2)).
+/// and, with a stub, process 1, which no signal from inside reaches (kill(2)). In one that is shared everything would
+/// be killed.
 fn end_what_is_left(spec: &Spec) -> Result<()> {
-    if !getpid().is_init() && !spec.has_stub {
+    let alone = getpid().is_init() || spec.has_stub;
+    if spec.shares.pid || !alone {
         return Ok(());
     }
     match kill(Pid::from_raw(-1), Signal::SIGKILL) {
