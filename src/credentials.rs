@@ -2,7 +2,7 @@
 //!
 //! They are read before anything is made, kept in memory only, and put into a ramfs of the container's, which
 //! is never swapped out and is read-only once it is seen. Invariants: a credential is at most
-//! [`MAX_BYTES`] long; its content is never printed.
+//! `MAX_BYTES` long; its content is never printed.
 
 use std::fmt;
 use std::fs::File;

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg,
@@ -70,7 +71,7 @@ impl<Say: Serialize, Hear: DeserializeOwned> Link<Say, Hear> {
         let mut bytes = vec![0; length];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
+        let received = despite_reset(|| {
             let mut packet = [IoSliceMut::new(&mut bytes)];
             recvmsg(&self.socket, &mut packet, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
         });
@@ -92,11 +93,19 @@ impl<Say: Serialize, Hear: DeserializeOwned> Link<Say, Hear> {
 /// page faults than a start has to spare.
 fn next_length(socket: BorrowedFd<'_>) -> Result<Option<usize>> {
     let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
-    match rustix::io::retry_on_intr(|| recv(socket, &mut [0u8; 0][..], flags)) {
-        // A peer that died with unread messages of ours resets the connection (unix(7)).
-        Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => Ok(None),
-        Ok((_, length)) => Ok(Some(length)),
-        Err(errno) => Err(errno).context("listening to another stage"),
+    let length = despite_reset(|| recv(socket, &mut [0u8; 0][..], flags));
+    let (_, length) = length.context("listening to another stage")?;
+    Ok((length > 0).then_some(length))
+}
+
+/// A peer that died with unread messages of ours resets the connection. That is told once, before what it has said
+/// itself (unix(7)).
+fn despite_reset<T>(mut receive: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match receive() {
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            other => return other,
+        }
     }
 }
 
@@ -116,6 +125,16 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!((number, text.as_str()), (7, "x"));
+    }
+
+    #[test]
+    fn last_words_are_heard_from_a_peer_that_did_not_listen() {
+        let (ours, theirs) = pair::<u32, String>().unwrap();
+        ours.send(&7, None).unwrap();
+        theirs.send(&"over".to_owned(), None).unwrap();
+        drop(theirs);
+        assert_eq!(ours.recv().unwrap().unwrap().0, "over");
+        assert!(ours.recv().unwrap().is_none());
     }
 
     #[test]
