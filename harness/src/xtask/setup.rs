@@ -72,6 +72,13 @@ const TABLE: &[Wanted] = &[
     wanted("xz-utils", "unpacks kernels and modules", Scope::Suite, Probe::Program("xz")),
     wanted("zstd", "unpacks kernels", Scope::Suite, Probe::Program("zstd")),
     wanted("lz4", "unpacks kernels", Scope::Suite, Probe::Program("lz4")),
+    wanted("tmux", "types sessions as a user would", Scope::Suite, Probe::Program("tmux")),
+    wanted(
+        "busybox-static",
+        "is the shell of those sessions",
+        Scope::Suite,
+        Probe::Program("busybox"),
+    ),
 ];
 
 impl Wanted {
