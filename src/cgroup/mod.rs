@@ -44,7 +44,8 @@ impl Cgroup {
     /// below it, when `undo` runs.
     ///
     /// # Errors
-    /// When there is no cgroup2, it cannot be written to, or the kernel takes no device program. Nothing is left then.
+    /// When there is no cgroup2, it cannot be written to, or the kernel takes no device program. What was made by
+    /// then is for `undo`, too.
     pub(crate) fn create(machine: &str, more: &[Device], undo: &mut Undo) -> Result<Self> {
         let parent = open(&ours()?).context("opening our own cgroup")?;
         sweep(&parent);
