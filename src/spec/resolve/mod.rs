@@ -16,7 +16,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Network, Spec, Start};
+use super::{Network, Spec, Start, Users};
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::{self, ConsoleMode};
 use crate::errors::{Verbosity, hinted};
@@ -68,6 +68,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         pivot: settings.pivot_root.value().cloned(),
+        users: Users::Host,
         volatile,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
