@@ -46,3 +46,4 @@ pub mod sys;
 pub mod tree;
 pub mod undo;
 pub mod userns;
+mod walk;
