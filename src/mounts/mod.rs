@@ -9,6 +9,7 @@ mod apply;
 mod attributes;
 mod custom;
 mod disk;
+mod idmap;
 mod label;
 mod layers;
 mod opened;
@@ -19,9 +20,11 @@ mod table;
 pub use apply::{apply, overlay};
 pub(crate) use apply::{
     attach, attach_on_host, bind_onto, detached_copy, detached_directory, instance, make_read_only,
+    overlay_of_owners,
 };
 pub use custom::{Custom, CustomKind, custom};
 pub(crate) use disk::disk;
+pub(crate) use idmap::{Mapping, Shown};
 pub use label::labelled;
 pub use opened::Opened;
 pub(crate) use opened::bind;
@@ -37,6 +40,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::inroot::Links;
+use crate::settings::value::IdMapMode;
 
 /// Who mounts it: a file system that shows a namespace must be mounted by who lives in that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +108,8 @@ pub enum Kind {
         from: From,
         /// With everything mounted below it.
         recursive: bool,
+        /// Whom its files belong to inside (M-01).
+        owners: IdMapMode,
     },
     /// What is in the place already, once more and with everything mounted below it, so that the place
     /// can have attributes of its own; what is below keeps its own.
@@ -218,8 +224,11 @@ impl fmt::Display for Mount {
                     }
                 }
             }
-            Kind::Bind { from, recursive } => {
+            Kind::Bind { from, recursive, owners } => {
                 write!(f, "{} of {from}", if *recursive { "rbind" } else { "bind" })?;
+                if *owners != IdMapMode::None {
+                    write!(f, " {owners}")?;
+                }
             }
             Kind::Again => f.write_str("itself")?,
             Kind::Overlay { lower, upper } => {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::{Attrs, From, Kind, Mount, Need, Part, Point, Stage};
 use crate::inroot::Links;
+use crate::settings::value::IdMapMode;
 
 const NOSUID: Attrs = Attrs { nosuid: true, ..Attrs::none() };
 const HARMLESS: Attrs = Attrs { nodev: true, ..NOSUID };
@@ -138,7 +139,11 @@ pub fn table(api: &Api) -> Vec<Mount> {
         let need = |path: &str| if path == "/proc/sys" { Need::Must } else { Need::May };
         rows.extend(READ_ONLY.map(|path| read_only(path, Kind::Again, need(path))));
     }
-    let file = |path| Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false };
+    let file = |path| Kind::Bind {
+        from: From::Inside(PathBuf::from(path)),
+        recursive: false,
+        owners: IdMapMode::None,
+    };
     rows.extend(MASKED.map(|path| read_only(path, file(EMPTY), Need::May)));
     rows.push(read_only("/proc/kmsg", file(KMSG), Need::May));
     rows.push(read_only("/proc/sys/kernel/random/boot_id", file(BOOT_ID), Need::Must));

@@ -50,6 +50,8 @@ pub(super) struct Part {
     pub(super) mount: OwnedFd,
     /// Whether an overlay can lie on it: the kernel refuses those file systems that fold case.
     pub(super) can_be_covered: bool,
+    /// Whether all of it belongs to whom the mount says, for want of owners of its own.
+    pub(super) is_owned_by_mount: bool,
 }
 
 /// Opens an image: a regular file or a block device (IMG-01).
@@ -138,16 +140,23 @@ impl Image {
         self.programs
     }
 
-    /// Mounts what was found, the root first.
-    pub(super) fn mounted(&self) -> Result<Vec<Part>> {
-        let mount = |volume: &Volume| {
-            let mount = volume.mounted().with_context(|| {
-                format!("mounting the {} partition, which holds {}", volume.role, volume.system)
-            })?;
-            let can_be_covered = volume.system != FileSystem::Vfat;
-            Ok(Part { role: volume.role, mount, can_be_covered })
-        };
-        self.volumes.iter().map(mount).collect()
+    /// Mounts what was found, the root first. What has no owners of its own belongs to `owner`, user and group.
+    pub(super) fn mounted(&self, owner: Option<(u32, u32)>) -> Result<Vec<Part>> {
+        self.volumes.iter().map(|volume| volume.part(owner)).collect()
+    }
+
+    /// Mounts once more what has no owners of its own, if it is to belong to others than it was mounted for.
+    pub(super) fn given_to(&self, owner: (u32, u32), parts: Vec<Part>) -> Result<Vec<Part>> {
+        let given =
+            self.volumes.iter().zip(parts).map(|(volume, part)| match part.is_owned_by_mount {
+                true => {
+                    // Two mounts of one device have the options of the first.
+                    drop(part);
+                    volume.part(Some(owner))
+                }
+                false => Ok(part),
+            });
+        given.collect()
     }
 }
 
@@ -159,7 +168,15 @@ fn described(used: &Used) -> String {
 }
 
 impl Volume {
-    fn mounted(&self) -> Result<OwnedFd> {
+    fn part(&self, owner: Option<(u32, u32)>) -> Result<Part> {
+        let mount = self.mounted(owner).with_context(|| {
+            format!("mounting the {} partition, which holds {}", self.role, self.system)
+        })?;
+        let is_vfat = self.system == FileSystem::Vfat;
+        Ok(Part { role: self.role, mount, can_be_covered: !is_vfat, is_owned_by_mount: is_vfat })
+    }
+
+    fn mounted(&self, owner: Option<(u32, u32)>) -> Result<OwnedFd> {
         let boots = matches!(self.role, Role::Esp | Role::Xbootldr);
         let attrs = Attrs {
             read_only: self.access == Access::Read,
@@ -176,6 +193,11 @@ impl Volume {
         if boots && self.system == FileSystem::Vfat {
             // It has no modes of its own, and may hold keys.
             options.push(("umask", "0077"));
+        }
+        let owner = owner.filter(|_| self.system == FileSystem::Vfat);
+        let owner = owner.map(|(uid, gid)| (uid.to_string(), gid.to_string()));
+        if let Some((uid, gid)) = &owner {
+            options.extend([("uid", uid.as_str()), ("gid", gid.as_str())]);
         }
         let first = mounts::disk(self.system.name(), device, &options, attrs);
         let Some(option) = self.system.without_recovery().filter(|_| attrs.read_only) else {

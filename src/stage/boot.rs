@@ -25,6 +25,7 @@ use crate::session::Session;
 use crate::settings::value::KillSignal;
 use crate::spec::Spec;
 use crate::sys::process::send_signal;
+use crate::userns::map::IdMap;
 
 /// How long the rest of the payload's output may find no reader.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -88,7 +89,8 @@ impl<'a> Boot<'a> {
         audience: &'a mut Audience,
     ) -> Result<Self> {
         let ids = session.ids()?;
-        let root = session.root().mounted()?;
+        let owner = session.users().and_then(IdMap::root);
+        let root = session.root().mounted(owner)?;
         let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
         let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
         let inbox = Inbox::new()?;
@@ -97,6 +99,7 @@ impl<'a> Boot<'a> {
             ids: &ids,
             root,
             scratch: session.scratch(),
+            users: session.users(),
             inbox: &inbox,
             credentials: session.credentials(),
             link: &outer_link,

@@ -57,7 +57,7 @@ pub(super) fn run(
     }
     let root = InRoot::new(open_directory("/")?);
     mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
-    custom.mount(Stage::Inner, &root)?;
+    custom.mount(Stage::Inner, &root, None)?;
     drop(custom);
     let console = open_console(spec, &root, link)?;
     if !spec.shares.uts {

@@ -19,18 +19,19 @@ use super::link::Link;
 use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
 use super::{Parent, inner};
 use crate::credentials::{self, Credential};
-use crate::errors::Report;
+use crate::errors::{Report, Verbosity};
 use crate::ids::Ids;
 use crate::inroot::InRoot;
 use crate::integration;
 use crate::mounts::{self, Opened, Scratch, Stage};
 use crate::notify::Inbox;
-use crate::root::{Access, Mounted};
+use crate::root::{Access, Attached, Mounted, Owners};
 use crate::security::limits::{self, Personality};
 use crate::settings::value::Volatile;
-use crate::spec::{Network, Spec};
+use crate::spec::{Network, Spec, Users};
 use crate::sys::process::keep_only;
 use crate::tree;
+use crate::userns::map::IdMap;
 
 /// What [`run`] is given by inheritance.
 pub(super) struct Outer<'a> {
@@ -38,6 +39,8 @@ pub(super) struct Outer<'a> {
     pub(super) ids: &'a Ids,
     pub(super) root: Mounted,
     pub(super) scratch: &'a Scratch,
+    /// Which users of the host the container's are, if they are its own.
+    pub(super) users: Option<&'a IdMap>,
     /// To be named in the container; the supervisor reads it.
     pub(super) inbox: &'a Inbox,
     pub(super) credentials: &'a [Credential],
@@ -46,7 +49,7 @@ pub(super) struct Outer<'a> {
 }
 
 pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
-    let Outer { spec, ids, root, scratch, credentials, inbox, link, inner_link } = outer;
+    let Outer { spec, ids, root, scratch, users, credentials, inbox, link, inner_link } = outer;
     let kept: Vec<_> = [link.as_fd(), inner_link.as_fd(), inbox.as_fd()]
         .into_iter()
         .chain(root.fds())
@@ -59,7 +62,12 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", slave).context("keeping our mounts from the host")?;
     let mut custom = Opened::open(mounts::custom(&spec.mounts), scratch)?;
-    let tree = root.attach(spec.pivot.as_ref(), spec.volatile)?;
+    let owners = owners(spec, *users);
+    let Attached { root: tree, settled } =
+        root.attach(spec.pivot.as_ref(), spec.volatile, owners)?;
+    if let Some(settled) = settled.filter(|_| spec.verbosity == Verbosity::Verbose) {
+        eprintln!("rspawn: owners of the tree: {settled}");
+    }
     if root.is_secondary() && spec.limits.personality.is_none() {
         limits::set_personality(Personality::Secondary).context("becoming a 32-bit machine")?;
     }
@@ -78,7 +86,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     }
     tree::covers(&tree)?;
     integration::apply(&spec.integration, ids, &tree)?;
-    custom.mount(Stage::Outer, &tree)?;
+    custom.mount(Stage::Outer, &tree, *users)?;
     switch_root(&tree)?;
     let cgroup = match link.recv()? {
         Some((ToOuter::Cgroup, dir)) => dir,
@@ -97,6 +105,16 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     )
     .context("making the container's namespaces")?;
     link.send(&FromOuter::Inner(child.pid), Some(child.pidfd.as_fd()))
+}
+
+/// Whose the files of the tree are to be. What is not kept, or only read, is not changed for it.
+fn owners<'a>(spec: &Spec, users: Option<&'a IdMap>) -> Option<Owners<'a>> {
+    let (Users::Private { ownership, .. }, Some(map)) = (&spec.users, users) else { return None };
+    let access = match spec.volatile {
+        Volatile::No => spec.root.access(),
+        _ => Access::Read,
+    };
+    Some(Owners { map, ownership: *ownership, access })
 }
 
 /// Tells the supervisor why this stage is over.

@@ -79,6 +79,11 @@ impl IdMap {
         inwards(&self.gids, gid.0).map(GuestGid)
     }
 
+    /// User and group of the host that the container's root is.
+    pub fn root(&self) -> Option<(u32, u32)> {
+        Some((self.host_uid(GuestUid(0))?.0, self.host_gid(GuestGid(0))?.0))
+    }
+
     /// What `/proc/PID/uid_map` is to say.
     pub fn uid_text(&self) -> String {
         text(&self.uids)

@@ -74,7 +74,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
         api: mounts::api(host, network, &start, &knobs)?,
-        mounts: mounts::custom(settings, host)?,
+        mounts: mounts::custom(settings, host, &users)?,
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
         network,

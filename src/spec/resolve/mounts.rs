@@ -12,7 +12,7 @@ use crate::settings::Settings;
 use crate::settings::value::{
     Bind, CustomMount, IdMapMode, Inaccessible, MountSource, Overlay, Recursion, Tmpfs, parse_bool,
 };
-use crate::spec::{Knobs, Network, Start};
+use crate::spec::{Knobs, Network, Start, Users};
 
 /// Places that hold what the container itself needs; systemd-nspawn 252 fails half-way on them.
 const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/run/host"];
@@ -39,8 +39,9 @@ pub(super) fn api(host: &Host, network: Network, start: &Start, knobs: &Knobs) -
     Ok(Api { writable, own_network, tmp, selinux: (host.selinux)(), delegated })
 }
 
-pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
-    let mut sources = Sources { host, scratch: 0 };
+pub(super) fn custom(settings: &Settings, host: &Host, users: &Users) -> Result<Vec<Custom>> {
+    let own_users = matches!(users, Users::Private { .. });
+    let mut sources = Sources { host, own_users, scratch: 0 };
     let wanted = settings.mounts.values().map(|mount| match mount {
         CustomMount::Bind(it) => {
             let option = if it.read_only { "--bind-ro=" } else { "--bind=" };
@@ -59,16 +60,24 @@ pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
 }
 
 fn bind(bind: &Bind, sources: &mut Sources<'_>) -> Result<Custom> {
+    let owners = bind.options.id_map;
     ensure!(
-        bind.options.id_map == IdMapMode::None,
+        owners == IdMapMode::None || sources.own_users,
         hinted(
-            "mapped owners need a user namespace",
-            "user namespaces are not implemented in this version",
+            format!("{owners} needs users of the container's own"),
+            "-U or --private-users= gives it some; without them owners are shown as they are",
         )
     );
     let from = sources.decide(&bind.source, "source")?;
+    ensure!(
+        owners == IdMapMode::None || !matches!(from, From::Inside(_)),
+        hinted(
+            format!("{owners} is for what is the host's"),
+            "what is in the tree belongs to the container's users already",
+        )
+    );
     let recursive = bind.options.recursion == Recursion::Recursive;
-    let kind = CustomKind::Bind { from, recursive, read_only: bind.read_only };
+    let kind = CustomKind::Bind { from, recursive, read_only: bind.read_only, owners };
     Ok(Custom { on: place(&bind.destination, "-D names the root")?, kind })
 }
 
@@ -115,6 +124,8 @@ fn place(on: &Path, instead: &str) -> Result<PathBuf> {
 /// Decides where files come from, and counts the new directories.
 struct Sources<'a> {
     host: &'a Host,
+    /// Whether the container's users are others than the host's.
+    own_users: bool,
     scratch: usize,
 }
 
@@ -201,7 +212,7 @@ mod tests {
     #[case("--tmpfs=/", "nothing can be mounted over the root")]
     #[case("--overlay=/low::/dev", "nothing can be mounted over /dev")]
     #[case("--inaccessible=/run/host", "nothing can be mounted over /run/host")]
-    #[case("--bind=/a:/b:idmap", "need a user namespace")]
+    #[case("--bind=/a:/b:idmap", "needs users of the container's own")]
     fn what_cannot_be_mounted_is_refused(#[case] option: &str, #[case] said: &str) {
         let report = Report::of(&spec(&["-D/x", option]).unwrap_err());
         let name = option.split('=').next().unwrap();
