@@ -12,8 +12,9 @@ use crate::ids::{self, Id, Ids};
 use crate::mounts::Scratch;
 use crate::root::{self, Access, Root};
 use crate::security::caps::CapSet;
-use crate::spec::{Spec, Start};
+use crate::spec::{Spec, Start, Users};
 use crate::undo::Undo;
+use crate::userns;
 
 /// Fields go in this order: what was made is removed while its lock is still held.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Session {
     scratch: Scratch,
     cgroup: Option<Cgroup>,
     root: Root,
+    /// Locked as long as the tree, which may have been given to them.
+    _users: Option<userns::Ids>,
     machine_id: Id,
     credentials: Vec<Credential>,
     machine_id_stays: bool,
@@ -34,7 +37,11 @@ impl Session {
     /// When the root cannot be acquired; whatever was made by then is removed again.
     pub fn open(spec: &Spec, credentials: Vec<Credential>) -> Result<Self> {
         let mut undo = Undo::default();
-        let root = root::acquire(spec, &mut undo)?;
+        let mut root = root::acquire(spec, &mut undo)?;
+        let users = match &spec.users {
+            Users::Host => None,
+            Users::Private { ids, .. } => Some(userns::settle(ids, &spec.machine, root.owner()?)?),
+        };
         // An id of the tree counts more than one that was asked for (P-01).
         let given = root.machine_id().or(spec.uuid.as_ref()).cloned();
         let machine_id_stays = given.is_some();
@@ -43,7 +50,16 @@ impl Session {
         let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
         let cgroup = own_cgroup(spec, &mut undo);
-        Ok(Self { undo, scratch, cgroup, root, machine_id, machine_id_stays, credentials })
+        Ok(Self {
+            undo,
+            scratch,
+            cgroup,
+            root,
+            _users: users,
+            machine_id,
+            machine_id_stays,
+            credentials,
+        })
     }
 
     /// The ids of a new run.

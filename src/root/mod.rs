@@ -10,7 +10,7 @@ pub mod filesystem;
 pub mod gpt;
 mod image;
 mod layer;
-mod lock;
+pub(crate) mod lock;
 mod loop_device;
 mod pivot;
 mod remove;
@@ -168,6 +168,20 @@ impl Root {
     /// The machine id that the tree has.
     pub fn machine_id(&self) -> Option<&Id> {
         self.machine_id.as_ref()
+    }
+
+    /// User and group of the tree's top directory: of the source, where there is a throw-away layer over it.
+    pub(crate) fn owner(&mut self) -> Result<(u32, u32)> {
+        let stat = match &mut self.source {
+            Source::Directory(tree) | Source::Layer(tree, _) => rustix::fs::fstat(tree),
+            Source::Image { image, first, .. } => {
+                let parts = first.take().map_or_else(|| image.mounted(), Ok)?;
+                let root = first.insert(parts).first().context("the image has no root")?;
+                rustix::fs::fstat(&root.mount)
+            }
+        };
+        let stat = stat.context("asking for the tree's owner")?;
+        Ok((stat.st_uid, stat.st_gid))
     }
 
     /// How the tree was come by: as it is, or by the rung that was taken.
