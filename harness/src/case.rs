@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{Guest, Subject};
+use crate::shape::Shape;
 
 /// One behaviour, checked inside a guest.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +50,8 @@ pub enum Need {
     Module(&'static str),
     /// The case is about options that only this launcher has.
     Only(Subject),
+    /// The guest has this shape; [`Shape::Lean`] where a case says nothing.
+    Shape(Shape),
 }
 
 impl Need {
@@ -61,6 +64,7 @@ impl Need {
             Need::Tool(name) => ListedNeed::Tool(name.to_owned()),
             Need::Module(name) => ListedNeed::Module(name.to_owned()),
             Need::Only(subject) => ListedNeed::Only(subject),
+            Need::Shape(shape) => ListedNeed::Shape(shape),
         }
     }
 }
@@ -79,6 +83,8 @@ pub enum ListedNeed {
     Module(String),
     /// See [`Need::Only`].
     Only(Subject),
+    /// See [`Need::Shape`].
+    Shape(Shape),
 }
 
 /// A case as `vm --list-json` prints it: what the host plans with.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::{ListedNeed, Listing};
 use crate::guest::Subject;
+use crate::shape::Shape;
 
 /// One machine that cases run in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,12 +22,16 @@ pub struct Cell {
     pub fs: String,
     /// Who starts the containers.
     pub subject: Subject,
+    /// What boots.
+    #[serde(default)]
+    pub shape: Shape,
 }
 
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let subject = if self.subject == Subject::Nspawn { " nspawn" } else { "" };
-        write!(f, "{} {}{subject}", self.kernel, self.fs)
+        let shape = if self.shape == Shape::Systemd { " systemd" } else { "" };
+        write!(f, "{} {}{shape}{subject}", self.kernel, self.fs)
     }
 }
 
@@ -144,8 +149,11 @@ pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
     plan
 }
 
-/// Whether the cell's file system is one for the case.
+/// Whether the cell's shape and file system are those for the case.
 fn belongs(case: &Listing, cell: &Cell, axes: &Axes<'_>) -> bool {
+    if shape_of(case) != cell.shape {
+        return false;
+    }
     match wanted_fs(case) {
         Some(kind) => *kind == cell.fs,
         None if axes.every_fs => axes.fs.is_empty() || axes.fs.contains(&cell.fs),
@@ -158,8 +166,10 @@ fn cells(axes: &Axes<'_>) -> Vec<Cell> {
     for (kernel, version) in axes.kernels {
         for fs in axes.lane_fs {
             for &subject in axes.subjects {
-                let (kernel, fs) = (kernel.clone(), fs.clone());
-                cells.push(Cell { kernel, version: *version, fs, subject });
+                for shape in Shape::ALL {
+                    let (kernel, fs) = (kernel.clone(), fs.clone());
+                    cells.push(Cell { kernel, version: *version, fs, subject, shape });
+                }
             }
         }
     }
@@ -216,6 +226,14 @@ fn wanted_fs(case: &Listing) -> Option<&String> {
         ListedNeed::Fs(kind) => Some(kind),
         _ => None,
     })
+}
+
+fn shape_of(case: &Listing) -> Shape {
+    let shape = |need: &ListedNeed| match need {
+        ListedNeed::Shape(shape) => Some(*shape),
+        _ => None,
+    };
+    case.needs.iter().find_map(shape).unwrap_or_default()
 }
 
 fn only(case: &Listing) -> Option<Subject> {

@@ -12,6 +12,7 @@ use anyhow::{Context, Error, Result};
 use crate::case::Need;
 use crate::guest::observe::mounts_of;
 use crate::guest::{Guest, Subject};
+use crate::shape::Shape;
 
 /// What was found.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub fn confirm(need: &Need, guest: &Guest) -> Answer {
         Need::Tool(name) => Ok(confirm_tool(name)),
         Need::Module(name) => confirm_module(name),
         Need::Only(subject) => Ok(confirm_subject(*subject, guest.subject())),
+        Need::Shape(shape) => confirm_shape(*shape),
     };
     match found {
         Ok(None) => Answer::Yes,
@@ -88,6 +90,14 @@ fn confirm_tool(name: &str) -> Option<String> {
 
 fn confirm_subject(only: Subject, is: Subject) -> Option<String> {
     (only != is).then(|| format!("is about options that only {} has", only.name()))
+}
+
+fn confirm_shape(shape: Shape) -> Result<Option<String>> {
+    // What systemd itself goes by (sd_booted(3)).
+    let booted = Path::new("/run/systemd/system").try_exists();
+    let booted = booted.context("looking whether systemd runs")?;
+    let is = if booted { Shape::Systemd } else { Shape::Lean };
+    Ok((is != shape).then(|| format!("needs a {} guest, this one is {}", shape.name(), is.name())))
 }
 
 fn confirm_module(name: &str) -> Result<Option<String>> {

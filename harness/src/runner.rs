@@ -25,6 +25,7 @@ use crate::report::difference::Differences;
 use crate::report::event::{Event, Order, Work};
 use crate::report::human::Human;
 use crate::report::{CaseReport, Verdict};
+use crate::shape::{self, Shape};
 use crate::suite::Suite;
 use crate::vm::channel::{Channel, watch_monitor};
 use crate::vm::config::{Disk, VmConfig, Writes};
@@ -54,8 +55,8 @@ pub struct Runner<'a> {
     pub suite: &'a Suite,
     /// Ready kernels by name.
     pub kernels: BTreeMap<String, Kernel>,
-    /// The guests' root image.
-    pub root: PathBuf,
+    /// The guests' root images.
+    pub roots: BTreeMap<Shape, PathBuf>,
     /// Who executes them.
     pub accel: Choice,
     /// Factor of the user's on top of the accelerator's.
@@ -176,7 +177,7 @@ impl Runner<'_> {
         let factor = accel.timeout_factor() * self.patience;
         let scratch = tempfile::tempfile_in(self.dir).context("making a scratch disk")?;
         scratch.set_len(SCRATCH_BYTES).context("making a scratch disk")?;
-        let mut config = self.config(kernel, accel, &scratch)?;
+        let mut config = self.config(kernel, accel, cell.shape, &scratch)?;
         config.kernel_arguments.push(format!("harness.subject={}", cell.subject.name()));
         let boot = (accel == Accel::Tcg).then(|| lock(&self.boot));
         self.human.awaits(number, Some(format!("{cell}: booting")));
@@ -194,7 +195,7 @@ impl Runner<'_> {
             hello_limit: if first_kvm {
                 accel::KVM_FIRST_BOOT_LIMIT
             } else {
-                HELLO_LIMIT.mul_f64(factor)
+                HELLO_LIMIT.mul_f64(factor * cell.shape.boot_factor())
             },
             silence_limit: self.silence_limit,
             // The guest kills a case at its limit; this one is for a guest that does not.
@@ -276,9 +277,19 @@ impl Runner<'_> {
         }
     }
 
-    fn config(&self, kernel: &Kernel, accel: Accel, scratch: &File) -> Result<VmConfig> {
+    fn config(
+        &self,
+        kernel: &Kernel,
+        accel: Accel,
+        shape: Shape,
+        scratch: &File,
+    ) -> Result<VmConfig> {
         let initramfs = initramfs(self.dir, kernel, self.suite)?;
-        Ok(machine(kernel, accel, initramfs, self.root.clone(), scratch))
+        let root = self.roots.get(&shape);
+        let root = root.with_context(|| format!("the {} guest is not ready", shape.name()))?;
+        let mut machine = machine(kernel, accel, initramfs, root.clone(), scratch);
+        machine.kernel_arguments.push(format!("{}={}", shape::ARGUMENT, shape.name()));
+        Ok(machine)
     }
 }
 

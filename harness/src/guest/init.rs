@@ -17,7 +17,8 @@ use rustix::fs::CWD;
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::observe::{entries, name_of};
-use super::{LAUNCHER, probe};
+use super::{LAUNCHER, probe, systemd};
+use crate::shape::{self, Shape};
 
 /// Where the suite's binary lies once the Debian root is there.
 pub const BINARY: &str = "/run/harness/vm";
@@ -37,11 +38,12 @@ const EARLY: &[(&str, &str, &str)] = &[
 const LATE: &[(&str, &str, &str)] = &[
     ("devpts", "/dev/pts", "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "mode=1777"),
-    ("tmpfs", "/tmp", "mode=1777"),
-    // The root is an overlay, on which no other overlay can write; hosts are not like that.
-    ("tmpfs", "/var/tmp", "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", ""),
 ];
+
+/// Directories that are written to: the root is an overlay, on which no other overlay can write; hosts are not like that.
+const OF_MEMORY: &[(&str, &str, &str)] =
+    &[("tmpfs", "/tmp", "mode=1777"), ("tmpfs", "/var/tmp", "mode=1777")];
 
 /// Sets the guest up, starts the agent and reaps orphans for ever.
 ///
@@ -60,14 +62,22 @@ pub fn run() -> Result<Infallible> {
     compose_root(&disk("root")?)?;
     carry_binaries()?;
     switch_root()?;
-    for row in LATE {
+    mount_modules()?;
+    let shape =
+        kernel_argument(shape::ARGUMENT).map_or(Ok(Shape::Lean), |name| Shape::parse(&name))?;
+    if shape == Shape::Systemd {
+        for row in OF_MEMORY {
+            mount_row(row)?;
+        }
+        return systemd::take_over(&draw_machine_id()?);
+    }
+    for row in LATE.iter().chain(OF_MEMORY) {
         mount_row(row)?;
     }
-    mount_modules()?;
     tool("modprobe", &["-a", "loop", "overlay"])?;
     tool("ip", &["link", "set", "lo", "up"])?;
     rustix::system::sethostname(b"guest").context("setting the host name")?;
-    set_machine_id()?;
+    fs::write("/etc/machine-id", draw_machine_id()? + "\n").context("writing the machine id")?;
     let agent = Command::new(BINARY)
         .arg("--agent")
         .env_clear()
@@ -233,12 +243,11 @@ fn switch_root() -> Result<()> {
 }
 
 /// A host has a machine id (machine-id(5)); the image has none, so that guests do not share it.
-fn set_machine_id() -> Result<()> {
+fn draw_machine_id() -> Result<String> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .context("drawing a machine id")?;
-    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::write("/etc/machine-id", id + "\n").context("writing the machine id")
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn mount_modules() -> Result<()> {

@@ -17,6 +17,7 @@ pub mod probe;
 pub mod runner;
 pub mod suite;
 mod sys;
+mod systemd;
 mod unit;
 
 use std::path::{Path, PathBuf};

@@ -192,6 +192,7 @@ pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Shape;
 
     #[test]
     fn a_failure_shows_its_chain_its_output_and_how_to_repeat_it() {
@@ -200,6 +201,7 @@ mod tests {
             version: (6, 1),
             fs: "ext4".to_owned(),
             subject: Subject::Rspawn,
+            shape: Shape::Lean,
         };
         let report = CaseReport {
             case: "vm::exit::x".to_owned(),

@@ -200,6 +200,7 @@ mod tests {
     use crate::matrix::{Cell, Job};
     use crate::report::CaseReport;
     use crate::report::human::Format;
+    use crate::shape::Shape;
 
     fn failed() -> Verdict {
         Verdict::Failed { chain: Vec::new() }
@@ -209,7 +210,7 @@ mod tests {
     fn outcome(ours: Verdict, theirs: Verdict, list: &str) -> Outcome {
         let cell = |subject| {
             let (kernel, fs) = ("k".to_owned(), "ext4".to_owned());
-            Cell { kernel, version: (6, 1), fs, subject }
+            Cell { kernel, version: (6, 1), fs, subject, shape: Shape::Lean }
         };
         let case = Listing { name: "vm::a::x".to_owned(), needs: Vec::new(), timeout_s: 1 };
         let report = |verdict| CaseReport {
@@ -269,6 +270,7 @@ mod tests {
                 version: (6, 1),
                 fs: "ext4".to_owned(),
                 subject: Subject::Rspawn,
+                shape: Shape::Lean,
             };
             let (case, output, console) = ("a".to_owned(), String::new(), Vec::new());
             let report = CaseReport { case, verdict, duration_ms: 1, output, console };

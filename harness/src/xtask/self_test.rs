@@ -2,6 +2,7 @@
 //!
 //! A harness that was only ever seen to pass proves nothing.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::report::human::Human;
 use crate::report::summary::{Summary, exit};
 use crate::rundir::RunDir;
 use crate::runner::Located;
+use crate::shape::Shape;
 use crate::workspace::Workspace;
 use crate::{schedule, suite};
 
@@ -64,7 +66,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let row = kernels::rows(workspace)?.into_iter().next().context("reading the default kernel")?;
     let suite = suite::build(workspace)?;
     let choice = accel::choose(workspace, options.accel)?;
-    let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
+    let ready =
+        Ready::make(workspace, mirror, std::slice::from_ref(&row), &BTreeSet::from([Shape::Lean]))?;
     let run_dir = RunDir::make(workspace)?;
     let human = Human::new(Differences::default(), options.format);
     human.line(&headline("self-test", &run_dir, &choice));
@@ -82,6 +85,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         version: row.version,
         fs: "ext4".to_owned(),
         subject: Subject::Rspawn,
+        shape: Shape::Lean,
     };
     let listing = |expected: &Expected| Listing {
         name: expected.case.to_owned(),

@@ -1,5 +1,6 @@
 //! One guest for one purpose: what a shell and a single command need of a machine before and after.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::accel::{self, Choice, Wish};
 use crate::report::event::{Event, Message, Order};
 use crate::rundir::RunDir;
+use crate::shape::{self, Shape};
 use crate::vm::channel::{Channel, watch_monitor};
 use crate::vm::process::{Ends, Qemu, Serial};
 use crate::vm::watch::Input;
@@ -32,6 +34,9 @@ pub struct Which {
     /// File system of /scratch
     #[arg(long, default_value = "ext4")]
     pub fs: String,
+    /// What boots: lean is the suite's own process 1, systemd a complete Debian
+    #[arg(long, value_enum, default_value_t, value_name = "SHAPE")]
+    pub guest: Shape,
     /// What executes the guest
     #[arg(long, value_enum, default_value_t)]
     pub accel: Wish,
@@ -73,7 +78,8 @@ impl Single {
         };
         let suite = suite::build(workspace)?;
         let choice = accel::choose(workspace, which.accel)?;
-        let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
+        let shapes = BTreeSet::from([which.guest]);
+        let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row), &shapes)?;
         let run_dir = RunDir::make(workspace)?;
         let kernel = ready.kernels.get(&row.name).context("the kernel is not ready")?;
         let dir = run_dir.path().join("single");
@@ -81,8 +87,9 @@ impl Single {
         let scratch = tempfile::tempfile_in(run_dir.path()).context("making a scratch disk")?;
         scratch.set_len(runner::SCRATCH_BYTES).context("making a scratch disk")?;
         let initramfs = runner::initramfs(run_dir.path(), kernel, &suite)?;
-        let mut machine =
-            runner::machine(kernel, choice.accel, initramfs, ready.root.clone(), &scratch);
+        let root = ready.roots.get(&which.guest).context("the guest is not ready")?;
+        let mut machine = runner::machine(kernel, choice.accel, initramfs, root.clone(), &scratch);
+        machine.kernel_arguments.push(format!("{}={}", shape::ARGUMENT, which.guest.name()));
         machine.kernel_arguments.extend(arguments);
         tell(&row.name, &choice);
         let (qemu, Ends { agent, monitor, console }) =
@@ -98,7 +105,7 @@ impl Single {
             Self { console, channel, inputs, nonce, factor, qemu, dir, _scratch, _run_dir };
         let log = single.dir.join("console.log");
         single
-            .await_hello(READY_LIMIT.mul_f64(factor))
+            .await_hello(READY_LIMIT.mul_f64(factor * which.guest.boot_factor()))
             .with_context(|| format!("waiting for the guest; its console is {}", log.display()))?;
         Ok(single)
     }

@@ -1,6 +1,6 @@
 //! `cargo xtask vm-test`: builds, plans, boots, reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +21,7 @@ use crate::report::skips::{Deny, Expected};
 use crate::report::summary::exit;
 use crate::rundir::RunDir;
 use crate::runner::{GUEST_MEMORY_MIB, Runner};
+use crate::shape::Shape;
 use crate::suite::{self, Suite};
 use crate::userland::Named;
 use crate::vm::args::{Sockets, qemu_arguments};
@@ -170,7 +171,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         wrong_lists.extend(strangers.into_iter().map(stale));
     }
     let choice = accel::choose(workspace, options.accel)?;
-    let ready = Ready::make(workspace, mirror, &rows)?;
+    let shapes = plan.jobs.iter().map(|job| job.cell.shape).collect();
+    let ready = Ready::make(workspace, mirror, &rows, &shapes)?;
     let run_dir = RunDir::make(workspace)?;
     let guests = options.jobs.unwrap_or_else(default_guests);
     if options.dry_run {
@@ -227,8 +229,8 @@ fn deny(options: &Options) -> Deny {
 pub struct Ready {
     /// By name.
     pub kernels: BTreeMap<String, Kernel>,
-    /// The guests' root.
-    pub root: PathBuf,
+    /// The guests' roots.
+    pub roots: BTreeMap<Shape, PathBuf>,
 }
 
 impl Ready {
@@ -236,14 +238,23 @@ impl Ready {
     ///
     /// # Errors
     /// When a package cannot be fetched or a step of building fails.
-    pub fn make(workspace: &Workspace, mirror: Option<&str>, rows: &[Row]) -> Result<Self> {
+    pub fn make(
+        workspace: &Workspace,
+        mirror: Option<&str>,
+        rows: &[Row],
+        shapes: &BTreeSet<Shape>,
+    ) -> Result<Self> {
         fs::create_dir_all(workspace.vm_dir()).context("making the harness's directory")?;
-        let root = Named::find(workspace, "guest")?.build(workspace, mirror, &mut say)?;
+        let mut roots = BTreeMap::new();
+        for &shape in shapes {
+            let named = Named::find(workspace, shape.image())?;
+            roots.insert(shape, named.build(workspace, mirror, &mut say)?);
+        }
         let mut ready = BTreeMap::new();
         for row in rows {
             ready.insert(row.name.clone(), kernels::kernel(workspace, row, mirror, &mut say)?);
         }
-        Ok(Self { kernels: ready, root })
+        Ok(Self { kernels: ready, roots })
     }
 
     /// A runner over it.
@@ -264,7 +275,7 @@ impl Ready {
             dir: run_dir.path(),
             suite,
             kernels: self.kernels.clone(),
-            root: self.root.clone(),
+            roots: self.roots.clone(),
             accel,
             patience,
             silence_limit,
@@ -341,10 +352,11 @@ fn dry_run(
     for job in &plan.jobs {
         let kernel =
             ready.kernels.get(&job.cell.kernel).context("planning a kernel that is not ready")?;
+        let root =
+            ready.roots.get(&job.cell.shape).context("planning a guest that is not ready")?;
         let initramfs = runner::initramfs(run_dir.path(), kernel, suite)?;
         let scratch = tempfile::tempfile().context("making a scratch disk")?;
-        let machine =
-            runner::machine(kernel, choice.accel, initramfs, ready.root.clone(), &scratch);
+        let machine = runner::machine(kernel, choice.accel, initramfs, root.clone(), &scratch);
         let sockets = Sockets { agent: 3, monitor: 4, console: None };
         let words = qemu_arguments(&machine, sockets, &run_dir.path().join("console.log"));
         let words: Vec<String> = words.iter().map(|word| tool::quoted(word)).collect();
