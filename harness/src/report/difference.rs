@@ -232,6 +232,7 @@ mod tests {
                 console: Vec::new(),
             },
             logs: PathBuf::new(),
+            reopen: None,
         }
     }
 
