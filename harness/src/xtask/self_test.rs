@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::accel;
-use crate::case::Listing;
+use crate::case::{DEFAULT_TIMEOUT_S, Listing};
 use crate::guest::{Subject, fault};
 use crate::kernels;
 use crate::matrix::{Cell, Job};
@@ -84,7 +84,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let listing = |expected: &Expected| Listing {
         name: expected.case.to_owned(),
         needs: Vec::new(),
-        timeout_s: fault::of_case(expected.case).map_or(20, |case| case.timeout_s),
+        timeout_s: fault::limit_s(expected.case).unwrap_or(DEFAULT_TIMEOUT_S),
     };
     let job =
         |rows: &&[Expected]| Job { cell: cell.clone(), cases: rows.iter().map(listing).collect() };
