@@ -8,7 +8,7 @@
 //!
 //! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
 //! [`undo`] takes back what was done to the host, [`errors`], [`exit`], [`audience`] and [`status`] say how it went,
-//! [`sys`] wraps what no crate has.
+//! [`sys`] wraps what no crate has, and `checkpoint` is where tests stop us.
 //!
 //! # Invariants
 //!
@@ -22,6 +22,7 @@
 
 pub mod audience;
 pub mod cgroup;
+mod checkpoint;
 pub mod cli;
 pub mod console;
 pub mod credentials;

@@ -21,8 +21,7 @@ use crate::userns::{self, map::IdMap};
 pub struct Session {
     undo: Undo,
     scratch: Scratch,
-    /// Once it is known whether there is one.
-    cgroup: Option<Option<Cgroup>>,
+    cgroup: Option<Cgroup>,
     root: Root,
     /// Locked as long as the tree, which may have been given to them.
     users: Option<userns::Ids>,
@@ -50,7 +49,7 @@ impl Session {
         // Nothing is made in a tree that is only read.
         let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
-        let cgroup = None;
+        let cgroup = own_cgroup(spec, &mut undo);
         Ok(Self { undo, scratch, cgroup, root, users, machine_id, machine_id_stays, credentials })
     }
 
@@ -75,10 +74,16 @@ impl Session {
         &self.scratch
     }
 
-    /// The cgroup that the container's processes are in, if it has one of its own; made when it is first asked for.
-    pub(crate) fn cgroup(&mut self, spec: &Spec) -> Option<BorrowedFd<'_>> {
-        let cgroup = self.cgroup.get_or_insert_with(|| own_cgroup(spec, &mut self.undo));
-        cgroup.as_ref().map(AsFd::as_fd)
+    /// The cgroup that the container's processes are in, if it has one of its own.
+    pub(crate) fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Guards the devices by the container's cgroup. Returns whether it has one that does.
+    pub(crate) fn guard_devices(&mut self, spec: &Spec) -> bool {
+        let Some(cgroup) = &mut self.cgroup else { return false };
+        let guarded = cgroup.guard(&cgroup::devices_of(&spec.mounts));
+        guarded.inspect_err(|error| without_cgroup(spec, error)).is_ok()
     }
 
     /// What was read of the credentials, for a run.
@@ -98,13 +103,11 @@ fn own_cgroup(spec: &Spec, undo: &mut Undo) -> Option<Cgroup> {
     if !init && !spec.capabilities.contains(CapSet::MKNOD) {
         return None;
     }
-    match Cgroup::create(&spec.machine, &cgroup::devices_of(&spec.mounts), undo) {
-        Ok(cgroup) => Some(cgroup),
-        Err(error) => {
-            if spec.verbosity == Verbosity::Verbose {
-                eprintln!("rspawn: no cgroup of its own for the container: {error:#}");
-            }
-            None
-        }
+    Cgroup::create(&spec.machine, undo).inspect_err(|error| without_cgroup(spec, error)).ok()
+}
+
+fn without_cgroup(spec: &Spec, error: &anyhow::Error) {
+    if spec.verbosity == Verbosity::Verbose {
+        eprintln!("rspawn: no cgroup of its own for the container: {error:#}");
     }
 }

@@ -5,6 +5,7 @@
 //! is written (SNP-50).
 
 mod attach;
+pub mod check;
 pub mod discover;
 pub mod filesystem;
 pub mod gpt;
@@ -13,8 +14,10 @@ mod layer;
 pub(crate) mod lock;
 mod loop_device;
 mod pivot;
+mod policy;
 mod remove;
 mod throwaway;
+pub mod verity;
 mod volatile;
 
 pub use attach::Mounted;
@@ -34,8 +37,9 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use self::discover::{Programs, Role};
-use self::image::{Image, Part};
+use self::image::{Image, Part, Request};
 use self::throwaway::{Throwaway, Wanted};
+use self::verity::Verity;
 use crate::errors::{hinted, warn};
 use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
@@ -74,6 +78,8 @@ pub enum RootSpec {
         access: Access,
         /// Which partitions may be used (I-05).
         policy: Option<ImagePolicy>,
+        /// What is said of dm-verity (I-10).
+        verity: Verity,
         /// How it is kept from being changed, if it is.
         throw_away: Option<Ladder>,
     },
@@ -258,8 +264,8 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
             let rung = Some(layer.rung());
             Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
         }
-        RootSpec::Image { access, policy, throw_away, .. } => {
-            let policy = policy.as_ref();
+        RootSpec::Image { access, policy, verity, throw_away, .. } => {
+            let request = Request { path, access: *access, policy: policy.as_ref(), verity };
             let Throwaway { image, rung, holder, locks } = match throw_away {
                 None => {
                     let file = image::open(path, *access)?;
@@ -267,13 +273,12 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
                         true => lock::image(path, file.as_fd(), *access)?,
                         false => Vec::new(),
                     };
-                    let image = Image::attach(file, path, *access, policy)?;
+                    let image = Image::attach(file, request)?;
                     Throwaway { image, rung: None, holder: None, locks }
                 }
                 Some(Ladder { rungs, elsewhere }) => {
-                    let (access, locks) = (*access, knobs.locks);
-                    let wanted =
-                        Wanted { path, access, policy, rungs, elsewhere, locks, verbosity };
+                    let locks = knobs.locks;
+                    let wanted = Wanted { request, rungs, elsewhere, locks, verbosity };
                     throwaway::make(&wanted, undo)?
                 }
             };
@@ -361,6 +366,7 @@ fn check(path: &Path, root: &InRoot, start: &Start, knobs: &Knobs) -> Result<()>
 
 /// Collects what dead runs left of layers over a directory: next to it, in it, and `elsewhere`.
 pub fn sweep(source: &Path, elsewhere: &[PathBuf]) {
+    verity::sweep();
     let near = [Some(source), source.parent()].into_iter().flatten();
     for place in near.chain(elsewhere.iter().map(PathBuf::as_path)) {
         layer::sweep(place);

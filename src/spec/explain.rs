@@ -126,9 +126,10 @@ fn root(root: &RootSpec) -> String {
         RootSpec::Ephemeral { rungs, elsewhere, .. } => {
             format!("a throw-away layer over {shown}{access}: {}", ladder(rungs, elsewhere))
         }
-        RootSpec::Image { policy, throw_away, .. } => {
+        RootSpec::Image { policy, verity, throw_away, .. } => {
             let policy = policy.as_ref().map(|policy| format!(", by the policy {policy}"));
-            let policy = policy.unwrap_or_default();
+            let hash = verity.hash.as_ref().map(|hash| format!(", verified by {hash}"));
+            let policy = policy.unwrap_or_default() + &hash.unwrap_or_default();
             match throw_away {
                 None => format!("the image {shown}{access}{policy}"),
                 Some(Ladder { rungs, elsewhere }) => {
