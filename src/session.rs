@@ -64,8 +64,8 @@ impl Session {
         &mut self.root
     }
 
-    /// Which users of the host the container's are, if they are its own.
-    pub(crate) fn users(&self) -> Option<&IdMap> {
+    /// Which ids of the host its users have, if they have others than the host's.
+    pub(crate) fn id_map(&self) -> Option<&IdMap> {
         self.users.as_ref().map(userns::Ids::map)
     }
 

@@ -162,7 +162,8 @@ pub(super) fn map_owners(row: &Mount, made: &Detached, users: &IdMap, root: &InR
         IdMapMode::IdMap => Shown::as_container(users),
         IdMapMode::RootIdMap => {
             let source = owner(made.mount.as_fd()).context("asking who owns the source")?;
-            Shown::one(source, users.root().context("the container has no root")?)
+            let (uid, gid) = users.root()?;
+            Shown::one(source, (uid.0, gid.0))
         }
         IdMapMode::OwnerIdMap if row.stage == Stage::Inner => bail!(hinted(
             "the file systems of the kernel have no owner to give it to",

@@ -8,9 +8,10 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::stage::{Parent, fork};
@@ -120,21 +121,24 @@ impl Mapping {
 }
 
 /// A user namespace exists as long as somebody holds it, and its map is written from outside: so a child is made that
-/// does nothing, until it hears that we have hold of its namespace, or are gone.
+/// does nothing in it, until it hears that we have hold of it, or are gone.
 ///
 /// What procfs we see may number processes otherwise than we do, so it is asked for the child's number.
 fn namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
-    let (hears, tells) = pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
-    let wait = || -> Result<()> {
-        keep_only(FIRST_FD, &[hears.as_fd()])?;
-        match rustix::io::read(&hears, &mut [0])? {
-            0 => Ok(()),
-            _ => bail!("nobody writes there"),
-        }
-    };
-    // It tells nobody: the parent finds out by what it does with it.
-    let child = fork(libc::CLONE_NEWUSER, Parent::Us, wait, |_| {})?;
-    let made = (|| {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .context("making a link")?;
+    let child = fork(
+        0,
+        Parent::Us,
+        || enter_and_wait(its.as_fd()),
+        |error| {
+            // Without a parent there is nobody to tell.
+            let _ = rustix::io::write(&its, format!("{error:#}").as_bytes());
+        },
+    )?;
+    drop(its);
+    let made = hear_of(ours.as_fd()).and_then(|()| {
         let info = format!("/proc/self/fdinfo/{}", child.pidfd.as_raw_fd());
         let info = fs::read_to_string(info).context("asking for its number")?;
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).map(str::trim);
@@ -144,11 +148,38 @@ fn namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
         let path = format!("/proc/{pid}/ns/user");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty()).context("taking hold of it")
-    })();
-    drop(tells);
+    });
+    drop(ours);
     waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)
         .context("waiting for the child that made it")?;
     made
+}
+
+/// What the child says once it is in its namespace; anything else is why it is not.
+const ENTERED: &[u8] = b"\0";
+
+fn enter_and_wait(link: BorrowedFd<'_>) -> Result<()> {
+    keep_only(FIRST_FD, &[link])?;
+    // The kernel makes no user namespace for whose root is another than that of the mount namespace
+    // (user_namespaces(7), EPERM), as ours is when something was mounted on top of it. `..` leads there.
+    rustix::process::chdir("/").context("going to the root")?;
+    rustix::process::chroot("..").context("changing the root")?;
+    unshare(CloneFlags::CLONE_NEWUSER).context("entering it")?;
+    rustix::io::write(link, ENTERED)?;
+    // The end of the link is all that comes.
+    rustix::io::read(link, &mut [0])?;
+    Ok(())
+}
+
+fn hear_of(link: BorrowedFd<'_>) -> Result<()> {
+    let mut said = [0; 4096];
+    let length =
+        rustix::io::read(link, &mut said).context("waiting for the child that makes it")?;
+    match &said[..length] {
+        ENTERED => Ok(()),
+        [] => bail!("the child that was to make it has died"),
+        why => bail!("{}", String::from_utf8_lossy(why)),
+    }
 }
 
 fn text(extents: &[Extent]) -> String {

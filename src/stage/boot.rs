@@ -89,7 +89,7 @@ impl<'a> Boot<'a> {
         audience: &'a mut Audience,
     ) -> Result<Self> {
         let ids = session.ids()?;
-        let owner = session.users().and_then(IdMap::root);
+        let owner = session.id_map().map(IdMap::root).transpose()?.map(|(uid, gid)| (uid.0, gid.0));
         let root = session.root().mounted(owner)?;
         let (from_inner, link) = link::pair::<ToInner, FromInner>()?;
         let inbox = Inbox::new()?;
@@ -98,7 +98,7 @@ impl<'a> Boot<'a> {
             ids: &ids,
             root,
             scratch: session.scratch(),
-            users: session.users(),
+            users: session.id_map(),
             inbox: &inbox,
             credentials: session.credentials(),
         };

@@ -1,7 +1,7 @@
 //! Which id of the host is which of the container? What the kernel is told (user_namespaces(7)), and what owners of
 //! files are translated by.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::range::{GuestGid, GuestUid, HostGid, HostUid, IdRange};
 use crate::errors::hinted;
@@ -69,6 +69,15 @@ impl IdMap {
         outwards(&self.gids, gid.0).map(HostGid)
     }
 
+    /// Who of the host is the container's root.
+    ///
+    /// # Errors
+    /// When it is nobody.
+    pub fn root(&self) -> Result<(HostUid, HostGid)> {
+        let root = self.host_uid(GuestUid(0)).zip(self.host_gid(GuestGid(0)));
+        root.context("the container's root is not mapped")
+    }
+
     /// Which user of the container a user of the host is.
     pub fn guest_uid(&self, uid: HostUid) -> Option<GuestUid> {
         inwards(&self.uids, uid.0).map(GuestUid)
@@ -77,11 +86,6 @@ impl IdMap {
     /// Which group of the container a group of the host is.
     pub fn guest_gid(&self, gid: HostGid) -> Option<GuestGid> {
         inwards(&self.gids, gid.0).map(GuestGid)
-    }
-
-    /// User and group of the host that the container's root is.
-    pub fn root(&self) -> Option<(u32, u32)> {
-        Some((self.host_uid(GuestUid(0))?.0, self.host_gid(GuestGid(0))?.0))
     }
 
     /// What `/proc/PID/uid_map` is to say.
