@@ -9,6 +9,8 @@ use rustix::termios::isatty;
 use rustix::thread::CapabilitySet;
 
 use crate::handover::Handover;
+use crate::userns;
+use crate::userns::map::IdMap;
 
 /// What [`crate::spec::resolve`] may know.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Host {
     pub selinux: fn() -> bool,
     /// Whether the kernel has user namespaces (user_namespaces(7)).
     pub user_namespaces: fn() -> bool,
+    /// Looks for the ids that our user can map, if that is not root.
+    pub own_ids: fn() -> IdMap,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -56,6 +60,7 @@ impl Host {
             os_release,
             selinux,
             user_namespaces: || Path::new("/proc/self/uid_map").exists(),
+            own_ids: userns::of_caller,
             canonical: |path| std::fs::canonicalize(path),
         }
     }

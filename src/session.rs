@@ -39,7 +39,7 @@ impl Session {
         let mut undo = Undo::default();
         let mut root = root::acquire(spec, &mut undo)?;
         let users = match &spec.users {
-            Users::Host => None,
+            Users::Host | Users::Caller(_) => None,
             Users::Private { ids, .. } => Some(userns::settle(ids, &spec.machine, root.owner()?)?),
         };
         // An id of the tree counts more than one that was asked for (P-01).

@@ -219,6 +219,9 @@ pub enum Users {
         /// How the tree's owners are brought into them (U-02).
         ownership: Ownership,
     },
+    /// Those that our user, who is not root, can map: we enter a user namespace with them, and all that we do we do as
+    /// its root.
+    Caller(IdMap),
 }
 
 /// Which ids of the host a container has.

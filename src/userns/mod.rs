@@ -3,9 +3,14 @@
 //! [`range`] has the types, [`map`] is what the kernel and owners of files are told. A range that is not given is
 //! found by [`settle`], once per session: a container that reboots keeps its ids.
 
+mod enter;
 pub mod map;
 mod pick;
 pub mod range;
+mod subordinate;
+
+pub(crate) use enter::enter;
+pub(crate) use subordinate::ids as of_caller;
 
 use anyhow::{Result, ensure};
 

@@ -8,6 +8,7 @@ mod knobs;
 mod mounts;
 mod process;
 mod root;
+mod rootless;
 mod security;
 mod users;
 
@@ -35,9 +36,15 @@ use crate::settings::value::{
 /// Nothing was touched then.
 pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     conflicts::refuse(settings, host)?;
+    if !host.is_root {
+        rootless::refuse(settings)?;
+    }
     refuse_what_is_missing(settings)?;
     let start = start(settings)?;
     let source = root::source(settings, host)?;
+    if !host.is_root && matches!(source, root::Source::Image(_)) {
+        bail!(hinted("a disk image needs root", rootless::NO_IMAGES));
+    }
     let machine = root::machine(settings, &source)?.to_string();
     let volatile = settings.volatile.or(Volatile::No);
     // What is kept of the tree in such a mode is only read (I-08).
@@ -197,6 +204,7 @@ pub(super) mod tests {
             os_release: || Some("ID=fixture\n".to_owned()),
             selinux: || false,
             user_namespaces: || true,
+            own_ids: || panic!("root has all ids"),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),

@@ -13,6 +13,9 @@ use crate::userns::range::IdRange;
 
 /// `access` is what the container may do with the tree as a whole: with `--volatile=` it only reads it.
 pub(super) fn users(settings: &Settings, host: &Host, access: Access) -> Result<Users> {
+    if !host.is_root {
+        return Ok(Users::Caller((host.own_ids)()));
+    }
     let Some(ids) = ids(settings, host)? else { return Ok(Users::Host) };
     let usual = match ids {
         WhichIds::Pick => Ownership::Auto,
@@ -87,6 +90,7 @@ fn of_maps(settings: &Settings) -> Result<WhichIds> {
 pub(super) fn may_bind_low_ports(users: &Users) -> bool {
     match users {
         Users::Host => true,
+        Users::Caller(_) => false,
         Users::Private { ids, .. } => *ids == WhichIds::Range(IdRange::IDENTITY),
     }
 }
