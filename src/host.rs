@@ -87,11 +87,8 @@ pub fn why_not_permitted() -> Option<String> {
             "rspawn runs without {name} here; it needs the rights of a full root"
         ));
     }
-    // user_namespaces(7): only the first namespace maps all ids to themselves.
-    let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
-    let whole = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
     let nested = "rspawn runs in a user namespace, whose root may not do that on this machine";
-    (!whole).then(|| nested.to_owned())
+    userns::is_inside().then(|| nested.to_owned())
 }
 
 /// os-release(5) names the two places and their order.

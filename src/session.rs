@@ -14,7 +14,7 @@ use crate::root::{self, Access, Root};
 use crate::security::caps::CapSet;
 use crate::spec::{Spec, Start, Users};
 use crate::undo::Undo;
-use crate::userns;
+use crate::userns::{self, map::IdMap};
 
 /// Fields go in this order: what was made is removed while its lock is still held.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct Session {
     cgroup: Option<Cgroup>,
     root: Root,
     /// Locked as long as the tree, which may have been given to them.
-    _users: Option<userns::Ids>,
+    users: Option<userns::Ids>,
     machine_id: Id,
     credentials: Vec<Credential>,
     machine_id_stays: bool,
@@ -50,16 +50,7 @@ impl Session {
         let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
         let cgroup = own_cgroup(spec, &mut undo);
-        Ok(Self {
-            undo,
-            scratch,
-            cgroup,
-            root,
-            _users: users,
-            machine_id,
-            machine_id_stays,
-            credentials,
-        })
+        Ok(Self { undo, scratch, cgroup, root, users, machine_id, machine_id_stays, credentials })
     }
 
     /// The ids of a new run.
@@ -71,6 +62,11 @@ impl Session {
     /// The root, for a run.
     pub(crate) fn root(&mut self) -> &mut Root {
         &mut self.root
+    }
+
+    /// Which ids of the host its users have, if they have others than the host's.
+    pub(crate) fn id_map(&self) -> Option<&IdMap> {
+        self.users.as_ref().map(userns::Ids::map)
     }
 
     /// The directories of the host that were made for its mounts.

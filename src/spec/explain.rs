@@ -8,7 +8,6 @@ use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start, Users, WhichIds}
 use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, Ladder, RootSpec, Rung};
 use crate::settings::value::Volatile;
-use crate::userns::map::{Extent, IdMap};
 
 /// The spec and the mount table, one fact or row a line.
 pub fn explain(spec: &Spec) -> String {
@@ -151,27 +150,16 @@ fn ladder(rungs: &[Rung], elsewhere: &[PathBuf]) -> String {
 fn users(users: &Users) -> String {
     let (ids, ownership) = match users {
         Users::Host => return "the host's".to_owned(),
-        Users::Caller(map) => return format!("those of our user: {}", maps(map)),
+        Users::Caller(map) => return format!("those of our user: {map}"),
         Users::Private { ids, ownership } => (ids, ownership),
     };
     let ids = match ids {
         WhichIds::OfTree => "the range of the tree's owner".to_owned(),
         WhichIds::Pick => "the range of the tree's owner if it is free, else another".to_owned(),
         WhichIds::Range(range) => format!("the range {range}"),
-        WhichIds::Map(map) => maps(map),
+        WhichIds::Map(map) => format!("the maps {map}"),
     };
     format!("{ids}; owners: {ownership}")
-}
-
-fn maps(map: &IdMap) -> String {
-    let shown = |extents: &[Extent]| {
-        let extents: Vec<_> = extents.iter().map(ToString::to_string).collect();
-        extents.join(" ")
-    };
-    match map.uids() == map.gids() {
-        true => format!("the maps {}", shown(map.uids())),
-        false => format!("the maps {}, of groups {}", shown(map.uids()), shown(map.gids())),
-    }
 }
 
 fn start(start: &Start) -> String {

@@ -25,9 +25,7 @@ use crate::errors::{Verbosity, hinted};
 use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
-use crate::settings::value::{
-    Console, ExitMode, PrivateUsers, Register, StartMode, User, Volatile,
-};
+use crate::settings::value::{Console, ExitMode, Register, StartMode, User, Volatile};
 
 /// Decides.
 ///
@@ -80,7 +78,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         volatile,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
-        api: mounts::api(host, network, &start, &knobs)?,
+        api: mounts::api(host, network, &users, &start, &knobs)?,
         mounts: mounts::custom(settings, host)?,
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
@@ -124,13 +122,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
-        no(
-            s.private_users.value().is_some_and(|users| *users != PrivateUsers::No),
-            "--private-users=",
-        ),
-        no(s.private_users_if_possible.is_yes(), "-U"),
-        no(s.ownership.is_said(), "--private-users-ownership="),
-        no(s.id_maps.is_said(), "--private-users-map="),
         no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
         no(s.macvlans.is_said(), "--network-macvlan="),
