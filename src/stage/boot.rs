@@ -172,9 +172,7 @@ impl<'a> Boot<'a> {
         mut console: Option<&mut Forwarder>,
     ) -> Result<End> {
         // Of those that ended before we listened, no signal tells.
-        if let Some(first) = &self.first {
-            reap_others(first.pid);
-        }
+        self.reap_others();
         loop {
             let events = self.wait(signals, console.as_deref())?;
             if let Some(signal) = self.spec.kill_signal.filter(|_| events.is_empty()) {
@@ -311,8 +309,7 @@ impl<'a> Boot<'a> {
                 signal => self.terminate(signal)?,
             }
         }
-        let ours = [&self.maker, &self.first].into_iter().flatten().map(|child| child.pid);
-        reap_others(&ours.collect::<Vec<_>>());
+        self.reap_others();
         self.reap_maker()?;
         let Some(first) = &self.first else { return Ok(None) };
         let Some(status) = reap(first)? else { return Ok(None) };
@@ -330,6 +327,11 @@ impl<'a> Boot<'a> {
             bail!("{step}: the container's first process {}", how(&status));
         }
         Ok(Some(ending(&status)?))
+    }
+
+    fn reap_others(&self) {
+        let ours = [&self.maker, &self.first].into_iter().flatten().map(|child| child.pid);
+        reap_others(&ours.collect::<Vec<_>>());
     }
 
     /// What makes the tree ends when it has said which process is the first, or why there is none.

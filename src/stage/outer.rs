@@ -68,7 +68,7 @@ pub(super) fn run(
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", slave).context("keeping our mounts from the host")?;
     let rows = mounts::mapped(mounts::custom(&spec.mounts), users)?;
-    let mut custom = Opened::open(rows, scratch)?;
+    let mut custom = Opened::open(rows, scratch, users)?;
     let stand = users.map(|_| apart::stand()).transpose()?;
     if let Some(map) = users {
         userns::make_files_as_root_of(map)?;

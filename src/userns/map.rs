@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::range::{GuestGid, GuestUid, HostGid, HostUid, IdRange};
 use crate::errors::hinted;
@@ -69,6 +69,15 @@ impl IdMap {
     /// Which group of the host a group of the container is.
     pub fn host_gid(&self, gid: GuestGid) -> Option<HostGid> {
         outwards(&self.gids, gid.0).map(HostGid)
+    }
+
+    /// Who of the host is the container's root.
+    ///
+    /// # Errors
+    /// When it is nobody.
+    pub fn root(&self) -> Result<(HostUid, HostGid)> {
+        let root = self.host_uid(GuestUid(0)).zip(self.host_gid(GuestGid(0)));
+        root.context("the container's root is not mapped")
     }
 
     /// Which user of the container a user of the host is.

@@ -12,14 +12,14 @@ mod subordinate;
 pub(crate) use enter::enter;
 pub(crate) use subordinate::ids as of_caller;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::errors::hinted;
 use crate::root::lock::Lock;
 use crate::spec::WhichIds;
 use map::IdMap;
-use range::{GuestGid, GuestUid, IdRange, USUAL_COUNT};
+use range::{IdRange, USUAL_COUNT};
 
 /// The ids of a session; a range that was picked is nobody else's as long as it lives.
 #[derive(Debug)]
@@ -77,8 +77,7 @@ pub(crate) fn write(map: &IdMap, pid: i32) -> Result<()> {
 /// # Errors
 /// When the container's root is nobody of the host, or the rights are refused.
 pub(crate) fn make_files_as_root_of(map: &IdMap) -> Result<()> {
-    let root = (map.host_uid(GuestUid(0)), map.host_gid(GuestGid(0)));
-    let (Some(uid), Some(gid)) = root else { bail!("the container's root is not mapped") };
+    let (uid, gid) = map.root()?;
     setfsgid(Gid::from_raw(gid.0));
     setfsuid(Uid::from_raw(uid.0));
     // Both say who it was before, and nothing of a failure (setfsuid(2)); -1 is nobody, so nothing changes.
