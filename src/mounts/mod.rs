@@ -11,6 +11,7 @@ mod custom;
 mod disk;
 mod label;
 mod layers;
+mod mapped;
 mod opened;
 mod partial;
 mod scratch;
@@ -23,12 +24,13 @@ pub(crate) use apply::{
 pub use custom::{Custom, CustomKind, custom};
 pub(crate) use disk::disk;
 pub use label::labelled;
+pub use mapped::mapped;
 pub use opened::Opened;
 pub(crate) use opened::bind;
 pub use partial::Part;
 pub use scratch::{Scratch, places_of_work};
-pub use table::{Api, Writable, table};
-pub(crate) use table::{BOOT_ID, EMPTY, KMSG};
+pub use table::{Api, Sys, Writable, table};
+pub(crate) use table::{BOOT_ID, EMPTY, KMSG, TTYS};
 
 use std::borrow::Cow;
 use std::fmt;

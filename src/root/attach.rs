@@ -95,7 +95,7 @@ impl Mounted {
 }
 
 /// Puts a mount, with what is mounted below it, on top of all others, and makes it private.
-pub(super) fn on_top(mount: BorrowedFd<'_>) -> Result<InRoot> {
+pub(crate) fn on_top(mount: BorrowedFd<'_>) -> Result<InRoot> {
     mounts::attach_on_host(mount, Path::new("/"))?;
     fchdir(mount).context("entering the container's root")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;

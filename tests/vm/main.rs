@@ -35,6 +35,7 @@ mod overlay;
 mod pivot;
 mod process;
 mod refused;
+mod rootless;
 mod runhost;
 mod security;
 mod settings;
@@ -42,6 +43,7 @@ mod stacked;
 mod status;
 mod tmpfs;
 mod user;
+mod userns;
 mod volatile;
 
 const SUITE: Suite = Suite {
@@ -75,8 +77,10 @@ const SUITE: Suite = Suite {
         integration::CASES,
         outside::CASES,
         journal::CASES,
+        rootless::CASES,
         runhost::CASES,
         user::CASES,
+        userns::CASES,
         cleanup::CASES,
         security::CASES,
         settings::CASES,
