@@ -109,6 +109,13 @@ fn run_case(
     outcomes: &mut u32,
 ) -> Result<Then> {
     let name = work.case.clone();
+    match fault::of_agent(&name) {
+        Some(AgentFault::AlwaysGone) => bail!("going away, as the fault asks"),
+        Some(AgentFault::GoneAtFirst) if work.attempt == 0 => {
+            bail!("going away once, as the fault asks")
+        }
+        _ => {}
+    }
     note_begin(&name)?;
     port.send(Event::Start { case: name.clone() })?;
     let event = match (fault::of_agent(&name), suite.find(&name)) {
@@ -164,7 +171,8 @@ fn misbehave(fault: AgentFault, port: &mut Port) -> Result<()> {
             port.forge_nonce();
             Ok(())
         }
-        AgentFault::DuplicateResult => Ok(()),
+        // The one does its harm later, the others have done it before or not at all.
+        AgentFault::DuplicateResult | AgentFault::AlwaysGone | AgentFault::GoneAtFirst => Ok(()),
     }
 }
 
