@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::discover::{Role, RootHashes};
 use super::gpt::Disk;
+use crate::checkpoint;
 use crate::errors::{hinted, warn};
 use crate::settings::value::{RootHash, RootHashSignature};
 use crate::sys::{device_mapper, process};
@@ -275,6 +276,7 @@ pub(super) fn attach(
     }
     let id = device_mapper::create(&control, &name).context("making a verified device")?;
     let guard = Unmade { control: &control, name: &name };
+    checkpoint::reach("device-made");
     let path = PathBuf::from(format!("/dev/dm-{}", rustix::fs::minor(id)));
     let open = || rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let device = open().with_context(|| format!("opening {}", path.display()))?;
