@@ -9,6 +9,7 @@ use harness::guest::suite::Suite;
 mod bind;
 mod caps;
 mod cleanup;
+mod combined;
 mod console;
 mod credentials;
 mod devices;
@@ -21,7 +22,13 @@ mod explain;
 mod hostile;
 mod image;
 mod image_boot;
+mod image_cleanup;
 mod image_ephemeral;
+mod image_fs;
+mod image_host;
+mod image_mutated;
+mod image_upkeep;
+mod image_verity;
 mod integration;
 mod journal;
 mod leaks;
@@ -30,6 +37,7 @@ mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
+mod ostree;
 mod outside;
 mod overlay;
 mod pivot;
@@ -63,8 +71,16 @@ const SUITE: Suite = Suite {
         image::CASES,
         image_boot::CASES,
         image_ephemeral::CASES,
+        image_cleanup::CASES,
+        image_fs::CASES,
+        image_host::CASES,
+        image_mutated::CASES,
+        image_upkeep::CASES,
+        image_verity::CASES,
         volatile::CASES,
         pivot::CASES,
+        ostree::CASES,
+        combined::CASES,
         leaks::CASES,
         limits::CASES,
         locks::CASES,
