@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, setup, single, try_it,
-    vm_run, vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, mutants, setup, single,
+    try_it, vm_run, vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ enum Verb {
     VmShell(single::Which),
     /// Run one command in a guest; the exit code is its own
     VmRun(vm_run::Options),
+    /// Plant bugs in the launcher, one at a time, and see that the cases catch each
+    Mutants(mutants::Options),
     /// Measure how long rspawn takes to start, beside other launchers
     Bench(bench::Options),
     /// List the behaviours that no test names
@@ -97,6 +99,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         Verb::VmShell(options) => return vm_shell::run(&workspace, mirror, options),
         Verb::VmRun(options) => return vm_run::run(&workspace, mirror, options),
+        Verb::Mutants(options) => return mutants::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),
         Verb::CoverageOfSpec(options) => return coverage_of_spec::run(&workspace, options),
         Verb::Ci { lane } => return ci::run(&workspace, mirror, *lane),

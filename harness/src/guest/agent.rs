@@ -13,7 +13,7 @@ use super::init::{self, ENVIRONMENT, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
 use super::runner::{self, Place};
 use super::suite::Suite;
-use super::{LAUNCHER, Subject, command, sys, unit};
+use super::{Subject, command, sys, unit};
 use crate::build_id;
 use crate::report::Verdict;
 use crate::report::event::{Event, Order, WIRE_VERSION, Work};
@@ -48,7 +48,7 @@ pub fn run(suite: &Suite) -> Result<()> {
         subject: Subject::parse(
             &kernel_argument("harness.subject").unwrap_or("rspawn".to_owned()),
         )?,
-        launcher: PathBuf::from(LAUNCHER),
+        launcher: suite.program(),
         timeout_factor,
     };
     make_scratch(&fs)?;

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod images;
 pub mod install;
 pub mod kernels;
+pub mod mutants;
 pub mod select;
 pub mod self_test;
 pub mod setup;
