@@ -4,11 +4,11 @@
 //! |---------|---------------------------|
 //! | said    | [`options`] is the table of all options; [`cli`] and [`settings`] read argv and `.nspawn` files by it |
 //! | decided | [`host`] looks at the machine once; [`spec`] makes one [`spec::Spec`] of both, in which nothing is open |
-//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`console`], [`credentials`] and [`security`] |
+//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`userns`], [`console`], [`credentials`] and [`security`] |
 //!
 //! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
 //! [`undo`] takes back what was done to the host, [`errors`], [`exit`], [`audience`] and [`status`] say how it went,
-//! [`sys`] wraps what no crate has.
+//! [`sys`] wraps what no crate has, and `checkpoint` is where tests stop us.
 //!
 //! # Invariants
 //!
@@ -22,6 +22,7 @@
 
 pub mod audience;
 pub mod cgroup;
+mod checkpoint;
 pub mod cli;
 pub mod console;
 pub mod credentials;
@@ -45,3 +46,4 @@ pub mod status;
 pub mod sys;
 pub mod tree;
 pub mod undo;
+pub mod userns;

@@ -52,6 +52,14 @@ pub enum Need {
     Only(Subject),
     /// The guest has this shape; [`Shape::Lean`] where a case says nothing.
     Shape(Shape),
+    /// No other case ran in the guest before.
+    Fresh,
+    /// The guest has this much memory, in MiB, and is a fresh one.
+    Memory(u32),
+    /// The scratch disk has this size, in MiB, and the guest is a fresh one.
+    Disk(u32),
+    /// The case ends its guest and goes on in another ([`crate::report::event::Restart`]); the first is a fresh one.
+    Restart,
 }
 
 impl Need {
@@ -65,6 +73,10 @@ impl Need {
             Need::Module(name) => ListedNeed::Module(name.to_owned()),
             Need::Only(subject) => ListedNeed::Only(subject),
             Need::Shape(shape) => ListedNeed::Shape(shape),
+            Need::Fresh => ListedNeed::Fresh,
+            Need::Memory(mib) => ListedNeed::Memory(mib),
+            Need::Disk(mib) => ListedNeed::Disk(mib),
+            Need::Restart => ListedNeed::Restart,
         }
     }
 }
@@ -85,6 +97,14 @@ pub enum ListedNeed {
     Only(Subject),
     /// See [`Need::Shape`].
     Shape(Shape),
+    /// See [`Need::Fresh`].
+    Fresh,
+    /// See [`Need::Memory`].
+    Memory(u32),
+    /// See [`Need::Disk`].
+    Disk(u32),
+    /// See [`Need::Restart`].
+    Restart,
 }
 
 /// A case as `vm --list-json` prints it: what the host plans with.

@@ -67,6 +67,14 @@ pub fn keep(workspace: &Workspace, dir: &Path) -> Result<()> {
 }
 
 impl Suite {
+    /// Tells two builds apart: the suite by its content, the launcher by when it was written, as reading it takes longer.
+    #[must_use]
+    pub fn stamp(&self) -> String {
+        let launcher = std::fs::metadata(&self.program).ok();
+        let launcher = launcher.map(|meta| (meta.len(), meta.modified().ok()));
+        format!("{} {launcher:?}", self.build_id)
+    }
+
     fn of(program: PathBuf, vm: PathBuf) -> Result<Self> {
         let build_id =
             tool::text(tool::command(&vm.to_string_lossy()).arg("--build-id"))?.trim().to_owned();

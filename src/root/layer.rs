@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::{Rung, remove};
+use crate::checkpoint;
 use crate::errors::{Verbosity, hinted, warn};
 use crate::mounts;
 use crate::sys::btrfs;
@@ -183,6 +184,7 @@ fn hold_in(place: &Path, path: &Path, undo: &mut Undo) -> Result<Result<Holder, 
         Ok(held) => held,
         Err(errno) => return Ok(Err(Refused(format!("making a directory there: {errno}")))),
     };
+    checkpoint::reach("holder-made");
     let path = place.join(OsStr::from_bytes(name.as_bytes()));
     let parent = open_host_directory(place).context("opening the place of the layer")?;
     undo.push(format!("removing the layer {}", path.display()), move || {

@@ -5,16 +5,19 @@
 //! is written (SNP-50).
 
 mod attach;
+pub mod check;
 pub mod discover;
 pub mod filesystem;
 pub mod gpt;
 mod image;
 mod layer;
-mod lock;
+pub(crate) mod lock;
 mod loop_device;
 mod pivot;
+mod policy;
 mod remove;
 mod throwaway;
+pub mod verity;
 mod volatile;
 
 pub use attach::Mounted;
@@ -33,8 +36,9 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use self::discover::{Programs, Role};
-use self::image::{Image, Part};
+use self::image::{Image, Part, Request};
 use self::throwaway::{Throwaway, Wanted};
+use self::verity::Verity;
 use crate::errors::{hinted, warn};
 use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
@@ -73,6 +77,8 @@ pub enum RootSpec {
         access: Access,
         /// Which partitions may be used (I-05).
         policy: Option<ImagePolicy>,
+        /// What is said of dm-verity (I-10).
+        verity: Verity,
         /// How it is kept from being changed, if it is.
         throw_away: Option<Ladder>,
     },
@@ -170,6 +176,20 @@ impl Root {
         self.machine_id.as_ref()
     }
 
+    /// User and group of the tree's top directory: of the source, where there is a throw-away layer over it.
+    pub(crate) fn owner(&mut self) -> Result<(u32, u32)> {
+        let stat = match &mut self.source {
+            Source::Directory(tree) | Source::Layer(tree, _) => rustix::fs::fstat(tree),
+            Source::Image { image, first, .. } => {
+                let parts = first.take().map_or_else(|| image.mounted(), Ok)?;
+                let root = first.insert(parts).first().context("the image has no root")?;
+                rustix::fs::fstat(&root.mount)
+            }
+        };
+        let stat = stat.context("asking for the tree's owner")?;
+        Ok((stat.st_uid, stat.st_gid))
+    }
+
     /// How the tree was come by: as it is, or by the rung that was taken.
     pub fn way(&self) -> &'static str {
         match (self.rung, &self.source) {
@@ -229,8 +249,8 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
             let rung = Some(layer.rung());
             Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
         }
-        RootSpec::Image { access, policy, throw_away, .. } => {
-            let policy = policy.as_ref();
+        RootSpec::Image { access, policy, verity, throw_away, .. } => {
+            let request = Request { path, access: *access, policy: policy.as_ref(), verity };
             let Throwaway { image, rung, holder, locks } = match throw_away {
                 None => {
                     let file = image::open(path, *access)?;
@@ -238,13 +258,12 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
                         true => lock::image(path, file.as_fd(), *access)?,
                         false => Vec::new(),
                     };
-                    let image = Image::attach(file, path, *access, policy)?;
+                    let image = Image::attach(file, request)?;
                     Throwaway { image, rung: None, holder: None, locks }
                 }
                 Some(Ladder { rungs, elsewhere }) => {
-                    let (access, locks) = (*access, knobs.locks);
-                    let wanted =
-                        Wanted { path, access, policy, rungs, elsewhere, locks, verbosity };
+                    let locks = knobs.locks;
+                    let wanted = Wanted { request, rungs, elsewhere, locks, verbosity };
                     throwaway::make(&wanted, undo)?
                 }
             };
@@ -332,6 +351,7 @@ fn check(path: &Path, root: &InRoot, start: &Start, knobs: &Knobs) -> Result<()>
 
 /// Collects what dead runs left of layers over a directory: next to it, in it, and `elsewhere`.
 pub fn sweep(source: &Path, elsewhere: &[PathBuf]) {
+    verity::sweep();
     let near = [Some(source), source.parent()].into_iter().flatten();
     for place in near.chain(elsewhere.iter().map(PathBuf::as_path)) {
         layer::sweep(place);

@@ -108,7 +108,7 @@ fn it_starts_again_when_it_reboots(t: &Guest) -> Result<()> {
     // READY=1 is told once (RUN-05); systemd's own words come again.
     let Booted { running, manager, leader } = &mut booted;
     *leader = leader_in(&manager.await_from(running, "X_NSPAWN_LEADER_PID=")?)?;
-    manager.await_from(running, "STATUS=Container running: Startup finished")?;
+    manager.await_from(running, "STATUS=Container running: Ready.")?;
     let second = boot_id(&booted)?;
     ensure!(first != second, "it did not start again");
     booted.halt()

@@ -63,9 +63,7 @@ pub fn run(program: &Path) -> Result<Infallible> {
     carry_binaries(program)?;
     switch_root()?;
     mount_modules()?;
-    let shape =
-        kernel_argument(shape::ARGUMENT).map_or(Ok(Shape::Lean), |name| Shape::parse(&name))?;
-    if shape == Shape::Systemd {
+    if shape()? == Shape::Systemd {
         for row in OF_MEMORY {
             mount_row(row)?;
         }
@@ -77,7 +75,6 @@ pub fn run(program: &Path) -> Result<Infallible> {
     tool("modprobe", &["-a", "loop", "overlay"])?;
     tool("ip", &["link", "set", "lo", "up"])?;
     rustix::system::sethostname(b"guest").context("setting the host name")?;
-    fs::write("/etc/machine-id", draw_machine_id()? + "\n").context("writing the machine id")?;
     let agent = Command::new(BINARY)
         .arg("--agent")
         .env_clear()
@@ -242,7 +239,19 @@ fn switch_root() -> Result<()> {
     .context("sharing the mounts")
 }
 
-/// A host has a machine id (machine-id(5)); the image has none, so that guests do not share it.
+/// A host has a machine id (machine-id(5)); the image has none, so that guests do not share it, nor does a template.
+/// Where systemd is process 1, it has needed one before there was any guest to tell from others.
+pub(super) fn give_identity() -> Result<()> {
+    if shape()? == Shape::Systemd {
+        return Ok(());
+    }
+    fs::write("/etc/machine-id", draw_machine_id()? + "\n").context("writing the machine id")
+}
+
+fn shape() -> Result<Shape> {
+    kernel_argument(shape::ARGUMENT).map_or(Ok(Shape::Lean), |name| Shape::parse(&name))
+}
+
 fn draw_machine_id() -> Result<String> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())

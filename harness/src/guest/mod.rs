@@ -18,6 +18,7 @@ pub mod runner;
 pub mod suite;
 mod sys;
 mod systemd;
+mod terminal;
 mod unit;
 
 use std::path::{Path, PathBuf};
@@ -74,6 +75,7 @@ pub struct Guest {
     fs: String,
     subject: Subject,
     launcher: PathBuf,
+    boot: u32,
 }
 
 impl Guest {
@@ -93,6 +95,12 @@ impl Guest {
     #[must_use]
     pub fn subject(&self) -> Subject {
         self.subject
+    }
+
+    /// How many times the case has ended its guest already ([`crate::case::Need::Restart`]): 0 when it is called first.
+    #[must_use]
+    pub fn boot(&self) -> u32 {
+        self.boot
     }
 
     /// The file of the program under test, a launcher here, whoever the subject is.

@@ -235,6 +235,7 @@ mod tests {
                 console: Vec::new(),
             },
             logs: PathBuf::new(),
+            reopen: None,
         }
     }
 

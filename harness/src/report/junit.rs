@@ -136,6 +136,7 @@ mod tests {
                 console: Vec::new(),
             },
             logs: "".into(),
+            reopen: None,
         }
     }
 

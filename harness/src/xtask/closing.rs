@@ -72,7 +72,8 @@ impl Ended<'_> {
         self.line("");
         for located in results.iter().filter(|located| !self.is_fine(located)) {
             let logs = located.logs.display().to_string();
-            self.line(&failure_text(&located.cell, &located.report, &logs));
+            let reopen = located.reopen.as_deref();
+            self.line(&failure_text(&located.cell, &located.report, &logs, reopen));
         }
         for why in &infrastructure {
             self.line(&format!("---- the machine: {why}\n"));
@@ -225,7 +226,7 @@ mod tests {
         for (subject, verdict) in [(Subject::Rspawn, ours), (Subject::Nspawn, theirs)] {
             plan.jobs.push(Job { cell: cell(subject), cases: vec![case.clone()] });
             let (report, logs) = (report(verdict), "".into());
-            end.reports.push(Located { cell: cell(subject), report, logs });
+            end.reports.push(Located { cell: cell(subject), report, logs, reopen: None });
         }
         let differences = Differences::parse(list).unwrap();
         let ended = Ended {
@@ -274,7 +275,7 @@ mod tests {
             };
             let (case, output, console) = ("a".to_owned(), String::new(), Vec::new());
             let report = CaseReport { case, verdict, duration_ms: 1, output, console };
-            Located { cell, report, logs: "".into() }
+            Located { cell, report, logs: "".into(), reopen: None }
         };
         let results = [at(Verdict::Passed), at(failed()), at(Verdict::Passed)];
         let results: Vec<&Located> = results.iter().collect();
