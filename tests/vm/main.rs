@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use harness::guest::suite::Suite;
 
 mod bind;
+mod boot;
 mod caps;
 mod cleanup;
 mod combined;
@@ -19,6 +20,7 @@ mod ephemeral;
 mod errors;
 mod exit;
 mod explain;
+mod host;
 mod hostile;
 mod image;
 mod image_boot;
@@ -59,6 +61,7 @@ const SUITE: Suite = Suite {
         devices::CASES,
         directory::CASES,
         exit::CASES,
+        boot::CASES,
         notify::CASES,
         process::CASES,
         status::CASES,
@@ -89,6 +92,7 @@ const SUITE: Suite = Suite {
         errors::CASES,
         environment::CASES,
         explain::CASES,
+        host::CASES,
         hostile::CASES,
         integration::CASES,
         outside::CASES,
