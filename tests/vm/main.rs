@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use harness::guest::suite::Suite;
 
 mod bind;
+mod boot;
 mod caps;
 mod cleanup;
 mod console;
@@ -18,6 +19,7 @@ mod ephemeral;
 mod errors;
 mod exit;
 mod explain;
+mod host;
 mod hostile;
 mod image;
 mod image_boot;
@@ -49,6 +51,7 @@ const SUITE: Suite = Suite {
         devices::CASES,
         directory::CASES,
         exit::CASES,
+        boot::CASES,
         notify::CASES,
         process::CASES,
         status::CASES,
@@ -71,6 +74,7 @@ const SUITE: Suite = Suite {
         errors::CASES,
         environment::CASES,
         explain::CASES,
+        host::CASES,
         hostile::CASES,
         integration::CASES,
         outside::CASES,

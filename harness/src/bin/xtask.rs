@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, setup, try_it, vm_bisect,
-    vm_report, vm_run, vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, mutants, setup, try_it,
+    vm_bisect, vm_report, vm_run, vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -45,6 +45,8 @@ enum Verb {
     VmBisect(vm_bisect::Options),
     /// Run one command in a guest; the exit code is its own
     VmRun(vm_run::Options),
+    /// Plant bugs in the launcher, one at a time, and see that the cases catch each
+    Mutants(mutants::Options),
     /// Measure how long rspawn takes to start, beside other launchers
     Bench(bench::Options),
     /// List the behaviours that no test names
@@ -104,6 +106,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::VmReport(action) => return vm_report::run(&workspace, action),
         Verb::VmBisect(options) => return vm_bisect::run(&workspace, mirror, options),
         Verb::VmRun(options) => return vm_run::run(&workspace, mirror, options),
+        Verb::Mutants(options) => return mutants::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),
         Verb::CoverageOfSpec(options) => return coverage_of_spec::run(&workspace, options),
         Verb::Ci { lane } => return ci::run(&workspace, mirror, *lane),

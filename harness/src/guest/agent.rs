@@ -13,7 +13,7 @@ use super::init::{self, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
 use super::runner::{self, End, Place};
 use super::suite::Suite;
-use super::{LAUNCHER, Subject, command, sys, terminal, unit};
+use super::{Subject, command, sys, terminal, unit};
 use crate::build_id;
 use crate::report::Verdict;
 use crate::report::event::{Event, Order, Restart, Scratch, WIRE_VERSION, Work};
@@ -57,7 +57,7 @@ pub fn run(suite: &Suite) -> Result<()> {
         scratch: PathBuf::from(SCRATCH),
         fs: begin.fs,
         subject: begin.subject,
-        launcher: PathBuf::from(LAUNCHER),
+        launcher: suite.program(),
         timeout_factor: begin.timeout_factor,
     };
     port.send(Event::Hello { version: WIRE_VERSION, build_id, kernel })?;

@@ -11,6 +11,7 @@ pub mod images;
 pub mod install;
 pub mod kernels;
 mod kill_test;
+pub mod mutants;
 pub mod select;
 pub mod self_test;
 mod self_test_runs;

@@ -93,6 +93,9 @@ pub struct Options {
     /// Multiply all limits
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     pub timeout_factor: f64,
+    /// Test this launcher, linked statically, instead of the one that is built here
+    #[arg(long, value_name = "FILE")]
+    pub launcher: Option<PathBuf>,
     /// Give each case a guest of its own, restored from a template
     #[arg(long)]
     pub fresh_vm: bool,
@@ -123,6 +126,9 @@ pub struct Options {
     /// List the selected cases with their needs, where they run and why not elsewhere, and run nothing
     #[arg(long)]
     pub list: bool,
+    /// Build what guests execute, the kernels and the images, put the first into this directory, and run nothing
+    #[arg(long, value_name = "DIR")]
+    pub prepare: Option<PathBuf>,
     /// Print the plan and run nothing
     #[arg(long, value_parser = ["json"], value_name = "FORMAT")]
     pub plan: Option<String>,
@@ -143,6 +149,30 @@ pub struct Options {
     pub with_faults: bool,
 }
 
+/// A command line that is this sub-command alone.
+#[derive(Debug, clap::Parser)]
+#[command(about = "Runs the cases of a suite in guests")]
+struct Alone {
+    /// Debian archive to use instead of the one in this machine's apt configuration
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// The whole of a program that runs another project's suite: reads the command line, runs, tells the one error.
+#[must_use]
+pub fn main(workspace: &Workspace) -> ExitCode {
+    let Alone { mirror, options } = clap::Parser::parse();
+    match check(&options).and_then(|()| run(workspace, mirror.as_deref(), &options)) {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("vm-test: {error:#}"));
+            exit::INFRASTRUCTURE.into()
+        }
+    }
+}
+
 /// Runs the suite.
 ///
 /// # Errors
@@ -160,13 +190,16 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     for kind in &options.fs {
         ensure!(lane.fs.contains(kind), "the lane {} has no file system \"{kind}\"", options.lane);
     }
-    let suite = match suite::build(workspace) {
+    let mut suite = match suite::build(workspace) {
         Ok(suite) => suite,
         Err(error) => {
             say(&format!("vm-test: {error:#}"));
             return Ok(exit::BUILD.into());
         }
     };
+    if let Some(launcher) = &options.launcher {
+        suite.program.clone_from(launcher);
+    }
     let differences = Differences::of(workspace.root())?;
     let names: Vec<String> = suite.cases.iter().map(|case| case.name.clone()).collect();
     let strangers = differences.strangers(&names);
@@ -195,6 +228,12 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let whole = shard::names(&matrix::plan(&chosen, &axes));
     if options.list {
         cases.iter().for_each(|case| println!("{}", listed(case, &plan)));
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(dir) = &options.prepare {
+        let shapes = plan.jobs.iter().map(|job| job.cell.shape).collect();
+        Ready::make(workspace, mirror, &rows, &shapes)?;
+        suite::keep(workspace, dir)?;
         return Ok(ExitCode::SUCCESS);
     }
     if options.plan.is_some() {
