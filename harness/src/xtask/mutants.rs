@@ -331,7 +331,9 @@ impl Run<'_> {
     fn all(&self) -> Result<Seen> {
         let mut command =
             Command::new(std::env::current_exe().context("looking for this program")?);
-        command.args(["vm-test", "--format", "json", "--deny-skips", "none", "--launcher"]);
+        // A template would serve this launcher alone, and is made by booting, too.
+        command.args(["vm-test", "--cold", "--format", "json", "--deny-skips", "none"]);
+        command.arg("--launcher");
         command.arg(self.launcher).args(&self.filters).stdin(Stdio::null());
         for (option, value) in [("--mirror", self.mirror), ("--kernel", self.kernel)] {
             command.args(value.map(|value| [option, value]).into_iter().flatten());
