@@ -26,10 +26,19 @@ const TESTS: &[(&str, fn())] = &[
 ];
 
 fn main() -> ExitCode {
-    println!("\nrunning {} tests", TESTS.len());
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let says = |word: &str| words.iter().any(|given| given == word);
+    // How nextest asks for a list, and then for one test at a time. None is ignored.
+    if says("--list") {
+        let listed = TESTS.iter().filter(|_| !says("--ignored"));
+        listed.for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let chosen: Vec<_> = TESTS.iter().filter(|(name, _)| !says("--exact") || says(name)).collect();
+    println!("\nrunning {} tests", chosen.len());
     let us = getpid();
     let mut failed = 0;
-    for (name, test) in TESTS {
+    for (name, test) in &chosen {
         let result = catch_unwind(AssertUnwindSafe(test));
         if getpid() != us {
             // A child came back into our frames: the very thing that must not be. The parent sees this code.
@@ -38,7 +47,7 @@ fn main() -> ExitCode {
         println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
         failed += usize::from(result.is_err());
     }
-    let (word, passed) = (if failed == 0 { "ok" } else { "FAILED" }, TESTS.len() - failed);
+    let (word, passed) = (if failed == 0 { "ok" } else { "FAILED" }, chosen.len() - failed);
     println!(
         "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out\n"
     );

@@ -13,6 +13,80 @@
 //! * A need is data, and a skip is decided before anything boots: [`matrix::plan`].
 //! * A killed run leaves no process, no mount and no half entry in the store: [`vm::process`], [`artifact`].
 //! * This package builds with cargo and a C linker alone.
+//!
+//! # Cases of another package
+//!
+//! What is tested is a [`workspace::Project`]: a package with a program and a test target. `harness/examples/tmpmount` is
+//! one, complete and small, with cases about a helper that mounts a tmpfs; `cargo run -p tmpmount --bin tmpmount-vm` runs
+//! them. Such a package has:
+//!
+//! 1. A test target with `harness = false`, linked statically by the harness, whose `main` is that of its suite. It is
+//!    everything in a guest: process 1, the agent that takes the host's orders, and each case in a process of its own.
+//!
+//! ```no_run
+//! use std::fs;
+//! use std::process::{Command, ExitCode};
+//!
+//! use harness::case::Need;
+//! use harness::cases;
+//! use harness::guest::suite::Suite;
+//! use harness::guest::{Guest, observe};
+//!
+//! // A row per case: what it needs of its guest beside itself, and its limit in seconds where 20 are too few.
+//! cases![
+//!     it_mounts_what_it_was_asked_for,
+//!     it_works_on_btrfs_too: [Need::Fs("btrfs"), Need::Kernel(5, 10)] within 60,
+//! ];
+//!
+//! // A case fails by returning an error. It is root, `scratch` is its own, and what it leaves behind (a mount, a
+//! // process, a loop device, a cgroup, a file) fails it, too.
+//! fn it_mounts_what_it_was_asked_for(t: &Guest) -> anyhow::Result<()> {
+//!     let dir = t.scratch().join("place");
+//!     fs::create_dir(&dir)?;
+//!     let run = Command::new(t.launcher()).arg(&dir).arg("64").output()?;
+//!     anyhow::ensure!(run.status.success(), "{run:?}");
+//!     let mounts = observe::mounts_of("self")?;
+//!     anyhow::ensure!(mounts.iter().any(|mount| mount.on == dir.to_string_lossy()), "{mounts:?}");
+//!     rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::empty())?;
+//!     Ok(())
+//! }
+//!
+//! fn it_works_on_btrfs_too(t: &Guest) -> anyhow::Result<()> {
+//!     anyhow::ensure!(t.fs() == "btrfs");
+//!     Ok(())
+//! }
+//!
+//! const SUITE: Suite = Suite {
+//!     tables: &[CASES],
+//!     launcher: "/path/of/the/program", // env!("CARGO_BIN_EXE_program")
+//!     sources: env!("CARGO_MANIFEST_DIR"),
+//! };
+//!
+//! fn main() -> ExitCode {
+//!     SUITE.main()
+//! }
+//! ```
+//!
+//! 2. A program that runs them, with the whole command line of `vm-test`:
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use harness::workspace::{Project, Workspace};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let project =
+//!         Project { package: "mine", program: "mine", suite: "mine-cases", libraries: &[] };
+//!     let here = Workspace::of_package(Path::new(env!("CARGO_MANIFEST_DIR")));
+//!     harness::xtask::vm_test::main(&here.testing(project))
+//! }
+//! ```
+//!
+//! 3. Tables: `qemu/kernels.toml` and `qemu/lanes.toml` (on what it runs), `images/guest.toml` (the packages of the
+//!    guests' Debian). `ci/expected-skips.toml` and `qemu/kernels.lock` are optional.
+//!
+//! Fixtures are in [`fixture`]; a case that needs a service manager, D-Bus or journald asks for
+//! [`shape::Shape::Systemd`]; one about a container that boots takes an [`fixture::os::Os`].
 
 pub mod accel;
 pub mod apt;
@@ -31,6 +105,7 @@ mod life;
 pub mod machine;
 pub mod matrix;
 pub mod need;
+pub mod nextest;
 pub mod report;
 pub mod rundir;
 pub mod runner;

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 
 use crate::accel::Accel;
-use crate::guest::Subject;
+use crate::guest::{PROGRAM_IN_INITRAMFS, Subject};
 use crate::initramfs::Archive;
 use crate::kernels::Kernel;
 use crate::report::event::{Begin, Scratch};
@@ -116,9 +116,9 @@ pub fn initramfs(dir: &Path, kernel: &Kernel, suite: &Suite) -> Result<PathBuf> 
     let mut archive =
         Archive::new().dir("/dev").char_device("/dev/console", 5, 1).dir("/proc").dir("/sys");
     archive = archive.file("/init", 0o755, &read(&suite.vm)?).file(
-        "/rspawn",
+        PROGRAM_IN_INITRAMFS,
         0o755,
-        &read(&suite.rspawn)?,
+        &read(&suite.program)?,
     );
     archive = archive.dir("/modules");
     let mut order = String::new();

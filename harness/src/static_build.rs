@@ -13,20 +13,23 @@ use serde::Deserialize;
 use crate::tool;
 use crate::workspace::Workspace;
 
-/// A `cargo build --release` of the launcher's package that makes static programs below `target_dir`.
+/// A `cargo build --release` of the project's package that makes static programs below `target_dir`.
 ///
 /// # Errors
-/// When there is no compiler, or no static libseccomp.
+/// When there is no compiler, or a static library is missing.
 pub fn cargo(workspace: &Workspace, target_dir: &Path, what: &[&str]) -> Result<Command> {
     let mut cargo = tool::command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     cargo.current_dir(workspace.root()).stderr(Stdio::inherit());
-    cargo.args(["build", "--release", "--package", "rspawn"]).args(what);
+    let project = workspace.project();
+    cargo.args(["build", "--release", "--package", project.package]).args(what);
     // Without a target the flags would hold for build scripts too, which load libraries.
     cargo.args(["--target", &host_triple()?]);
     cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]).arg(target_dir);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    cargo.env("LIBSECCOMP_LINK_TYPE", "static");
-    cargo.env("LIBSECCOMP_LIB_PATH", library_dir("libseccomp.a")?);
+    for (file, prefix) in project.libraries {
+        cargo.env(format!("{prefix}_LINK_TYPE"), "static");
+        cargo.env(format!("{prefix}_LIB_PATH"), library_dir(file)?);
+    }
     Ok(cargo)
 }
 

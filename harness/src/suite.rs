@@ -1,11 +1,14 @@
-//! The two programs a guest runs: rspawn and the suite, built statically because the second of them is PID 1 before
-//! any library is there, and without link-time optimisation, which would take longer than the suite.
+//! The two programs a guest runs: the one that is tested and the suite, built statically because the second of them is PID 1 before
+//! any library is there, and without link-time optimisation, which would take longer than the suite. They can be kept
+//! in a directory, for runs that do not build ([`keep`]).
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::case::Listing;
+use crate::nextest;
 use crate::static_build;
 use crate::tool;
 use crate::workspace::Workspace;
@@ -13,8 +16,8 @@ use crate::workspace::Workspace;
 /// What was built.
 #[derive(Debug, Clone)]
 pub struct Suite {
-    /// The launcher.
-    pub rspawn: PathBuf,
+    /// The program that is tested.
+    pub program: PathBuf,
     /// Init, agent and cases in one.
     pub vm: PathBuf,
     /// What the guest must say it is.
@@ -23,38 +26,65 @@ pub struct Suite {
     pub cases: Vec<Listing>,
 }
 
-impl Suite {
-    /// Tells two builds apart: the suite by its content, the launcher by when it was written, as reading it takes longer.
-    #[must_use]
-    pub fn stamp(&self) -> String {
-        let launcher = std::fs::metadata(&self.rspawn).ok();
-        let launcher = launcher.map(|meta| (meta.len(), meta.modified().ok()));
-        format!("{} {launcher:?}", self.build_id)
-    }
-}
-
-/// Builds both and asks the suite for its cases.
+/// Builds both and asks the suite for its cases; takes those that are kept where the environment says so.
 ///
 /// # Errors
 /// When building fails; the compiler's messages have gone to stderr then.
 pub fn build(workspace: &Workspace) -> Result<Suite> {
+    if let Some(dir) = nextest::suite_dir() {
+        let program = workspace.project().program;
+        let kept = Suite::of(dir.join(program), dir.join("vm"));
+        return kept.with_context(|| format!("taking the suite in {}", dir.display()));
+    }
     let target_dir = workspace.vm_dir().join("build");
-    let what = ["--quiet", "--bin", "rspawn", "--test", "vm"];
+    let project = workspace.project();
+    let what = ["--quiet", "--bin", project.program, "--test", project.suite];
     let mut cargo = static_build::cargo(workspace, &target_dir, &what)?;
     cargo
         .env("CARGO_PROFILE_RELEASE_LTO", "false")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-    let printed = tool::text(&mut cargo).context("building rspawn and the suite for the guest")?;
-    let rspawn = static_build::executable(&printed, "rspawn")?;
-    let vm = static_build::executable(&printed, "vm")?;
-    let build_id =
-        tool::text(tool::command(&vm.to_string_lossy()).arg("--build-id"))?.trim().to_owned();
-    let listed = tool::output(tool::command(&vm.to_string_lossy()).arg("--list-json"))
-        .context("listing the cases")?;
-    let cases: Vec<Listing> =
-        serde_json::from_slice(&listed).context("reading the list of cases")?;
-    let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
-    names.sort_unstable();
-    ensure!(names.windows(2).all(|pair| pair[0] != pair[1]), "the suite lists a case twice");
-    Ok(Suite { rspawn, vm, build_id, cases })
+    let printed = tool::text(&mut cargo).context("building the suite for the guest")?;
+    let program = static_build::executable(&printed, project.program)?;
+    let vm = static_build::executable(&printed, project.suite)?;
+    Suite::of(program, vm)
+}
+
+/// Builds both and puts them into `dir`, where [`build`] finds them when the environment says so.
+///
+/// # Errors
+/// When building fails, or the directory cannot be written.
+pub fn keep(workspace: &Workspace, dir: &Path) -> Result<()> {
+    let suite = build(workspace)?;
+    fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    for (from, name) in [(&suite.program, workspace.project().program), (&suite.vm, "vm")] {
+        let (to, half) = (dir.join(name), dir.join(format!(".{name}")));
+        // A run that uses the old one goes on with it.
+        fs::copy(from, &half)
+            .and_then(|_| fs::rename(&half, &to))
+            .with_context(|| format!("keeping {}", to.display()))?;
+    }
+    Ok(())
+}
+
+impl Suite {
+    /// Tells two builds apart: the suite by its content, the launcher by when it was written, as reading it takes longer.
+    #[must_use]
+    pub fn stamp(&self) -> String {
+        let launcher = std::fs::metadata(&self.program).ok();
+        let launcher = launcher.map(|meta| (meta.len(), meta.modified().ok()));
+        format!("{} {launcher:?}", self.build_id)
+    }
+
+    fn of(program: PathBuf, vm: PathBuf) -> Result<Self> {
+        let build_id =
+            tool::text(tool::command(&vm.to_string_lossy()).arg("--build-id"))?.trim().to_owned();
+        let listed = tool::output(tool::command(&vm.to_string_lossy()).arg("--list-json"))
+            .context("listing the cases")?;
+        let cases: Vec<Listing> =
+            serde_json::from_slice(&listed).context("reading the list of cases")?;
+        let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+        names.sort_unstable();
+        ensure!(names.windows(2).all(|pair| pair[0] != pair[1]), "the suite lists a case twice");
+        Ok(Self { program, vm, build_id, cases })
+    }
 }

@@ -6,12 +6,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::apt::Mirror;
-use crate::artifact::{Key, Store};
+use crate::artifact::{Key, Store, sha256_of};
 use crate::ext4::image_kib;
 use crate::tool;
 use crate::workspace::Workspace;
@@ -19,6 +20,24 @@ use crate::workspace::Workspace;
 /// What no test needs: documentation and translations.
 const EXCLUDED: [&str; 4] =
     ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
+
+/// File of an entry with the hash of its image.
+const HASH: &str = "sha256";
+
+/// The tools that make images, whose next versions may make others of the same packages.
+const TOOLS: [&str; 3] = ["e2fsprogs", "mmdebstrap", "tar"];
+
+/// The versions of [`TOOLS`], as Debian names them; nothing where dpkg does not know them, which is a version, too.
+fn tool_versions() -> &'static str {
+    static VERSIONS: LazyLock<String> = LazyLock::new(|| {
+        let mut asked = tool::command("dpkg-query");
+        asked.args(["-W", "-f", "${Package} ${Version}\n"]).args(TOOLS);
+        // It fails when one of them is missing, and tells the others nevertheless.
+        let told = asked.output().map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&told).into_owned()
+    });
+    &VERSIONS
+}
 
 /// A file of `images/`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -121,14 +140,27 @@ impl Named {
             let mirror = Mirror::find(mirror)?;
             let tar = at.join("root.tar");
             tool::output(&mut self.mmdebstrap(&mirror, &tar))?;
-            match self.recipe.form {
-                Form::Tar => Ok(()),
-                Form::Ext4 => ext4_of_tar(&tar, &at.join(Form::Ext4.file())),
+            if self.recipe.form == Form::Ext4 {
+                ext4_of_tar(&tar, &at.join(Form::Ext4.file()))?;
             }
+            let hash = sha256_of(&at.join(self.recipe.form.file()))?;
+            fs::write(at.join(HASH), hash).context("writing the image's hash")
         });
         Ok(entry
             .with_context(|| format!("building the image {}", self.name))?
             .join(self.recipe.form.file()))
+    }
+
+    /// The hash of the built file, and what it was when it was built.
+    ///
+    /// # Errors
+    /// When it is not built, or cannot be read.
+    pub fn hashes(&self, workspace: &Workspace) -> Result<(String, String)> {
+        let file = self.built(workspace).with_context(|| format!("{} is not built", self.name))?;
+        let recorded = file.with_file_name(HASH);
+        let recorded = fs::read_to_string(&recorded)
+            .with_context(|| format!("reading {}", recorded.display()))?;
+        Ok((sha256_of(&file)?, recorded))
     }
 
     fn mmdebstrap(&self, mirror: &Mirror, tar: &Path) -> Command {
@@ -161,7 +193,7 @@ impl Named {
     }
 
     fn key(&self) -> Key {
-        Key::of("image").with(&self.text)
+        Key::of("image").with(&self.text).with(tool_versions())
     }
 }
 

@@ -4,11 +4,33 @@
 
 use std::path::{Path, PathBuf};
 
+/// What is tested: a program, and a suite of cases about it, which are one cargo package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Project {
+    /// The package.
+    pub package: &'static str,
+    /// Its program, which guests find in /usr/local/bin.
+    pub program: &'static str,
+    /// Its test target without cargo's own harness, whose `main` is that of [`crate::guest::suite::Suite`].
+    pub suite: &'static str,
+    /// C libraries that are linked statically: the file, and the prefix of the variables that tell its build script so.
+    pub libraries: &'static [(&'static str, &'static str)],
+}
+
+/// This checkout's own.
+pub const RSPAWN: Project = Project {
+    package: "rspawn",
+    program: "rspawn",
+    suite: "vm",
+    libraries: &[("libseccomp.a", "LIBSECCOMP")],
+};
+
 /// The checkout that the harness works for.
 #[derive(Debug, Clone)]
 pub struct Workspace {
     root: PathBuf,
     target: PathBuf,
+    project: Project,
 }
 
 impl Workspace {
@@ -22,13 +44,48 @@ impl Workspace {
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         let target = if target.is_absolute() { target } else { root.join(target) };
-        Self { root, target }
+        Self { root, target, project: RSPAWN }
+    }
+
+    /// The checkout at `sources`, or where nextest has been told that it lies now (`--workspace-remap`).
+    #[must_use]
+    pub fn of_sources(sources: &Path) -> Self {
+        let now = std::env::var_os("NEXTEST_WORKSPACE_ROOT").map(PathBuf::from);
+        let root = now.unwrap_or_else(|| sources.to_owned());
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        Self { target: root.join(target), root, project: RSPAWN }
+    }
+
+    /// A package with tables of its own, which shares cargo's target directory with its workspace.
+    #[must_use]
+    pub fn of_package(package: &Path) -> Self {
+        let workspace = |dir: &&Path| {
+            std::fs::read_to_string(dir.join("Cargo.toml"))
+                .is_ok_and(|text| text.lines().any(|line| line.trim() == "[workspace]"))
+        };
+        let top = package.ancestors().find(workspace).unwrap_or(package);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top.join("target"), PathBuf::from);
+        Self { root: package.to_owned(), target: top.join(target), project: RSPAWN }
     }
 
     /// A workspace at a place of the caller's choice.
     #[must_use]
     pub fn at(root: &Path, target: &Path) -> Self {
-        Self { root: root.to_owned(), target: target.to_owned() }
+        Self { root: root.to_owned(), target: target.to_owned(), project: RSPAWN }
+    }
+
+    /// The same for another project.
+    #[must_use]
+    pub fn testing(self, project: Project) -> Self {
+        Self { project, ..self }
+    }
+
+    /// What is tested.
+    #[must_use]
+    pub fn project(&self) -> Project {
+        self.project
     }
 
     /// Top of the checkout.

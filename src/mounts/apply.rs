@@ -17,9 +17,11 @@ use super::{Attrs, From, Kind, Mount, Need, Point, Stage, layers, partial};
 use crate::errors::{hinted, warn};
 use crate::inroot::{InRoot, Links, file_type};
 use crate::settings::value::IdMapMode;
+use crate::userns;
 use crate::userns::map::IdMap;
 
-/// Mounts the rows of one stage that need nothing of the host, in order, below the container's root.
+/// Mounts the rows of one stage that nobody has opened anything for, in order, below the container's root. What they
+/// take of the host must be in sight.
 ///
 /// # Errors
 /// At the first row that must be mounted and cannot be.
@@ -84,7 +86,7 @@ impl Detached {
     }
 }
 
-/// Makes the mount of a row that needs nothing of the host.
+/// Makes the mount of a row for which nothing was opened.
 fn detached(row: &Mount, root: &InRoot) -> Result<Detached> {
     let source = |path| root.open(path, Links::Inside, OFlags::PATH);
     match &row.kind {
@@ -93,6 +95,10 @@ fn detached(row: &Mount, root: &InRoot) -> Result<Detached> {
         }
         Kind::Bind { from: From::Inside(path), recursive, .. } => {
             copy(source(path)?.as_fd(), *recursive, row.attrs)
+        }
+        // Of our own rows, whose sources nobody can exchange.
+        Kind::Bind { from: From::Host(path), recursive, .. } => {
+            copy(layers::open_host(path, OFlags::PATH)?.as_fd(), *recursive, row.attrs)
         }
         Kind::Again => {
             let itself = root.open(&row.on, row.links, OFlags::PATH)?;
@@ -114,7 +120,7 @@ fn detached(row: &Mount, root: &InRoot) -> Result<Detached> {
             let opened = layers::Layers::open(lower, upper.as_ref(), None)?;
             Ok(Detached::ready(opened.combine(lower, upper.as_ref(), row.attrs, root)?))
         }
-        Kind::Part(_) | Kind::Bind { from: From::Host(_) | From::Scratch(_), .. } => {
+        Kind::Part(_) | Kind::Bind { from: From::Scratch(_), .. } => {
             bail!("a bug in rspawn: nobody opened what {} needs", describe(row))
         }
     }
@@ -186,9 +192,9 @@ pub(super) fn map_owners(row: &Mount, made: &Detached, users: &IdMap, root: &InR
 }
 
 /// Puts a detached mount in its place.
-pub(crate) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
+pub(crate) fn attach(mounted: impl AsFd, place: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    let moved = move_mount(mounted, "", &place, "", flags);
+    let moved = move_mount(&mounted, "", &place, "", flags);
     let is_dir = |fd: BorrowedFd<'_>| file_type(fd).ok().map(|kind| kind == FileType::Directory);
     // The kernel only says that something is invalid then.
     if moved.is_err() && is_dir(mounted.as_fd()) != is_dir(place.as_fd()) {
@@ -290,6 +296,11 @@ fn overlay_with(
         options.extend([("upperdir", path(&upper)), ("workdir", path(&work))]);
     }
     options.extend_from_slice(more);
+    // Where the kernel lets us set no others, the layers' attributes have names that a user may (Linux 5.11,
+    // Documentation/filesystems/overlayfs.rst, User xattr).
+    if userns::is_inside() {
+        options.push(("userxattr", String::new()));
+    }
     instance("overlay", &options, attrs)
 }
 

@@ -28,13 +28,14 @@ enum Source {
 }
 
 impl Opened {
-    /// Opens everything, in the mount namespace in which the rows are mounted.
+    /// Opens everything, in the mount namespace in which the rows are mounted. New directories become those of `users`,
+    /// if the container has others than the host.
     ///
     /// # Errors
     /// When a source is not there any more, or is something else than it was.
-    pub fn open(rows: Vec<Mount>, scratch: &Scratch) -> Result<Self> {
+    pub fn open(rows: Vec<Mount>, scratch: &Scratch, users: Option<&IdMap>) -> Result<Self> {
         let opened = rows.into_iter().map(|row| {
-            let source = source(&row, scratch).with_context(|| describe(&row))?;
+            let source = source(&row, scratch, users).with_context(|| describe(&row))?;
             Ok((row, source))
         });
         Ok(Self(opened.collect::<Result<_>>()?))
@@ -88,14 +89,14 @@ pub(crate) fn bind(source: BorrowedFd<'_>, row: &Mount, root: &InRoot) -> Result
     place(row, &made, root)
 }
 
-fn source(row: &Mount, scratch: &Scratch) -> Result<Source> {
+fn source(row: &Mount, scratch: &Scratch, users: Option<&IdMap>) -> Result<Source> {
     Ok(match &row.kind {
         Kind::Bind { from: From::Host(path), recursive, .. } => {
             let source = open_host(path, OFlags::PATH)?;
             Source::Mount(apply::copy(source.as_fd(), *recursive, row.attrs)?)
         }
         Kind::Bind { from: From::Scratch(number), recursive, .. } => {
-            let source = layers::scratch_directory(*number, scratch)?;
+            let source = layers::scratch_directory(*number, scratch, users)?;
             Source::Mount(apply::copy(source.as_fd(), *recursive, row.attrs)?)
         }
         Kind::Overlay { lower, upper } => {

@@ -161,7 +161,7 @@ fn settle(part: &Part, owners: Owners<'_>) -> Result<Settled> {
 }
 
 /// Puts a mount, with what is mounted below it, on top of all others, and makes it private.
-pub(super) fn on_top(mount: BorrowedFd<'_>) -> Result<InRoot> {
+pub(crate) fn on_top(mount: BorrowedFd<'_>) -> Result<InRoot> {
     mounts::attach_on_host(mount, Path::new("/"))?;
     fchdir(mount).context("entering the container's root")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -198,7 +198,8 @@ fn cover(holder: &Uppers, part: &Part, owners: Option<Owners<'_>>) -> Result<Cov
         .with_context(|| format!("giving the {} file system to the container", part.role))?;
     let why = match mapped {
         Mapped::Copy(lower) => {
-            on_top(lower.as_fd())?;
+            // An overlay takes only what is attached.
+            mounts::attach(&lower, &part.mount)?;
             match over(lower.as_fd()) {
                 Ok(cover) => return Ok(Covered { cover, settled: Some(Settled::mapped()) }),
                 Err(_) if ownership == Ownership::Auto => {

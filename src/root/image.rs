@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::discover::{Architecture, Layout, Place, Programs, Protection, Role, Used, discover};
 use super::filesystem::{FileSystem, probe};
@@ -16,6 +17,7 @@ use super::gpt::{self, FileDisk, Table};
 use super::loop_device::{self, LoopDevice};
 use super::verity::{self, Header, Known, Verity};
 use super::{Access, check};
+use crate::checkpoint;
 use crate::errors::{hinted, warn};
 use crate::mounts::{self, Attrs};
 use crate::settings::value::ImagePolicy;
@@ -113,6 +115,7 @@ struct Probed {
 impl Image {
     /// Finds the partitions of an image and attaches those that are used.
     pub(super) fn attach(file: OwnedFd, request: Request<'_>) -> Result<Self> {
+        checkpoint::reach("image-opened");
         let Request { path, access, policy, verity } = request;
         let shown = path.display();
         let (disk, sector) = disk(&file)?;
@@ -153,7 +156,9 @@ impl Image {
 
     /// Mounts what was found, the root first. What has no owners of its own belongs to `owner`, user and group.
     pub(super) fn mounted(&self, owner: Option<(u32, u32)>) -> Result<Vec<Part>> {
-        self.volumes.iter().map(|volume| volume.part(owner)).collect()
+        let mounted = self.volumes.iter().map(|volume| volume.part(owner)).collect();
+        checkpoint::reach("image-mounted");
+        mounted
     }
 
     /// Mounts once more what has no owners of its own, if it is to belong to others than it was mounted for.
@@ -323,6 +328,7 @@ impl Volume {
                 warn(format_args!("growing the {} file system: {error}", self.role));
             }
         }
+        let first = first.map_err(|error| self.explained(error));
         let Some(option) = self.system.without_recovery().filter(|_| attrs.read_only) else {
             return first;
         };
@@ -336,6 +342,19 @@ impl Volume {
             // If it was not the journal, the first error is the one that counts.
             second.map_err(|_| error)
         })
+    }
+
+    /// The kernel takes two devices of one btrfs for its parts, so a copy of an image cannot be mounted beside it
+    /// (fs/btrfs/volumes.c, device_list_add).
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        match error.downcast_ref::<Errno>() {
+            Some(&(Errno::EXIST | Errno::BUSY)) if self.system == FileSystem::Btrfs => error
+                .context(hinted(
+                    "a btrfs of the same id is mounted",
+                    "btrfstune(8) -u gives a copy of an image an id of its own",
+                )),
+            _ => error,
+        }
     }
 
     /// Grows the file system to its partition (UAPI.2, bit 59 of the flags).

@@ -26,6 +26,7 @@ use crate::mounts;
 use crate::sys::btrfs;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
+use crate::userns;
 
 /// What the names of holders begin with.
 const PREFIX: &str = ".#rspawn.";
@@ -311,7 +312,11 @@ pub(super) fn upper(
             made.with_context(making)?;
             let dir = reopen(subdirectory(holder, &upper)?.as_fd()).with_context(making)?;
             let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-            rustix::fs::fchown(&dir, Some(owner.0), Some(owner.1)).with_context(making)?;
+            match rustix::fs::fchown(&dir, Some(owner.0), Some(owner.1)) {
+                // It is nobody here, where an ordinary user runs another one's tree.
+                Err(Errno::INVAL) if userns::is_inside() => {}
+                given => given.with_context(making)?,
+            }
             rustix::fs::fchmod(&dir, Mode::from_raw_mode(stat.st_mode)).with_context(making)?;
         }
     }

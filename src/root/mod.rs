@@ -23,6 +23,7 @@ mod volatile;
 pub use attach::Mounted;
 pub(crate) use attach::{Attached, Owners};
 
+pub(crate) use attach::on_top;
 pub(crate) use layer::{hold, sweep as sweep_place};
 pub(crate) use remove::tree as remove_tree;
 

@@ -1,6 +1,8 @@
 //! Which id of the host is which of the container? What the kernel is told (user_namespaces(7)), and what owners of
 //! files are translated by.
 
+use std::fmt;
+
 use anyhow::{Context, Result, bail, ensure};
 
 use super::range::{GuestGid, GuestUid, HostGid, HostUid, IdRange};
@@ -96,6 +98,21 @@ impl IdMap {
     /// What `/proc/PID/gid_map` is to say.
     pub fn gid_text(&self) -> String {
         text(&self.gids)
+    }
+}
+
+/// As `--private-users-map=` takes them.
+impl fmt::Display for IdMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |extents: &[Extent]| {
+            let extents: Vec<_> = extents.iter().map(ToString::to_string).collect();
+            extents.join(" ")
+        };
+        f.write_str(&shown(&self.uids))?;
+        match self.uids == self.gids {
+            true => Ok(()),
+            false => write!(f, ", groups {}", shown(&self.gids)),
+        }
     }
 }
 

@@ -86,9 +86,17 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    println!("\nrunning {} tests", CHECKS.len());
+    let says = |word: &str| words.iter().any(|given| given == word);
+    // How nextest asks for a list, and then for one test at a time. None is ignored.
+    if says("--list") {
+        let listed = CHECKS.iter().filter(|_| !says("--ignored"));
+        listed.for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let chosen: Vec<_> = CHECKS.iter().filter(|(name, _)| !says("--exact") || says(name)).collect();
+    println!("\nrunning {} tests", chosen.len());
     let mut failed = 0;
-    for (name, check) in CHECKS {
+    for (name, check) in &chosen {
         let result = catch_unwind(check);
         println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
         failed += usize::from(result.is_err());

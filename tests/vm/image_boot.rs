@@ -65,5 +65,13 @@ fn an_extended_boot_partition_has_boot_for_itself(t: &Guest) -> Result<()> {
     container(t, image.path())
         .sh("test -e /boot/loader && ! test -e /boot/esp && echo done")?
         .prints("done")?;
+    drop((image, loader));
+    let nothing = harness::fixture::tree::Builder::empty(t.scratch()).name("nothing").build()?;
+    let image = disk(t)
+        .part(kind::ESP, Fs::Vfat, esp.path())
+        .part(kind::XBOOTLDR, Fs::Vfat, nothing.path())
+        .part(kind::ROOT, Fs::Ext4, tree.path())
+        .build()?;
+    container(t, image.path()).sh(MOUNTED)?.prints("end")?;
     Ok(())
 }

@@ -1,11 +1,9 @@
 //! What a service manager hears of a container (sd_notify(3)), and what it hands over to one (sd_listen_fds(3)).
 
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::cases;
-use harness::fixture::container::{Container, Run};
+use harness::fixture::container::Run;
+use harness::fixture::manager::{Manager, leader_in};
 use harness::guest::Guest;
 
 cases![
@@ -20,61 +18,6 @@ cases![
     descriptors_for_somebody_else_are_closed,
     a_wrong_count_of_descriptors_is_an_error,
 ];
-
-/// A service manager's socket, and what came to it.
-struct Manager {
-    socket: UnixDatagram,
-    variable: String,
-    path: Option<PathBuf>,
-}
-
-impl Manager {
-    fn listening(t: &Guest) -> Result<Self> {
-        let path = t.scratch().join("manager");
-        let socket = UnixDatagram::bind(&path).context("binding the manager's socket")?;
-        let variable = path.to_str().context("the scratch directory is no text")?.to_owned();
-        Ok(Self { socket, variable, path: Some(path) })
-    }
-
-    fn listening_abstractly() -> Result<Self> {
-        use std::os::linux::net::SocketAddrExt;
-        let name = format!("rspawn-case-{}", std::process::id());
-        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name)?;
-        let socket = UnixDatagram::bind_addr(&address).context("binding the manager's socket")?;
-        Ok(Self { socket, variable: format!("@{name}"), path: None })
-    }
-
-    fn of(&self, container: Container) -> Container {
-        container.caller_env("NOTIFY_SOCKET", &self.variable)
-    }
-
-    /// All assignments that came, in order; whether two came in one datagram is nobody's business.
-    fn heard(&self) -> Result<Vec<String>> {
-        self.socket.set_nonblocking(true).context("looking into the manager's queue")?;
-        let mut heard = Vec::new();
-        let mut bytes = [0; 4096];
-        loop {
-            match self.socket.recv(&mut bytes) {
-                Ok(length) => {
-                    let text =
-                        std::str::from_utf8(&bytes[..length]).context("reading a message")?;
-                    heard.extend(text.lines().map(str::to_owned));
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(heard),
-                Err(error) => bail!(error),
-            }
-        }
-    }
-}
-
-impl Drop for Manager {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // What is left is found by the leftovers check.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
 
 fn position(heard: &[String], assignment: &str) -> Result<usize> {
     let found = heard.iter().position(|line| line == assignment);
@@ -103,9 +46,7 @@ fn check_start_and_end(heard: &[String]) -> Result<()> {
     let stopping = position(heard, "STOPPING=1")?;
     ensure!(running < stopping && ready < stopping, "in another order: {heard:?}");
     position(heard, "STATUS=Terminating...")?;
-    let leader = heard.iter().find_map(|line| line.strip_prefix("X_NSPAWN_LEADER_PID="));
-    let leader: u32 = leader.context("the leader is not told")?.parse()?;
-    ensure!(leader > 1, "the leader is process {leader}");
+    leader_in(heard)?;
     ensure!(heard.iter().filter(|line| *line == "READY=1").count() == 1, "twice: {heard:?}");
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::init::{self, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
 use super::runner::{self, End, Place};
 use super::suite::Suite;
-use super::{LAUNCHER, Subject, command, sys, terminal, unit};
+use super::{Subject, command, sys, terminal, unit};
 use crate::build_id;
 use crate::report::Verdict;
 use crate::report::event::{Event, Order, Restart, Scratch, WIRE_VERSION, Work};
@@ -57,7 +57,7 @@ pub fn run(suite: &Suite) -> Result<()> {
         scratch: PathBuf::from(SCRATCH),
         fs: begin.fs,
         subject: begin.subject,
-        launcher: PathBuf::from(LAUNCHER),
+        launcher: suite.program(),
         timeout_factor: begin.timeout_factor,
     };
     port.send(Event::Hello { version: WIRE_VERSION, build_id, kernel })?;
@@ -109,6 +109,13 @@ fn run_case(
     outcomes: &mut u32,
 ) -> Result<Then> {
     let name = work.case.clone();
+    match fault::of_agent(&name) {
+        Some(AgentFault::AlwaysGone) => bail!("going away, as the fault asks"),
+        Some(AgentFault::GoneAtFirst) if work.attempt == 0 => {
+            bail!("going away once, as the fault asks")
+        }
+        _ => {}
+    }
     note_begin(&name)?;
     port.send(Event::Start { case: name.clone() })?;
     let event = match (fault::of_agent(&name), suite.find(&name)) {
@@ -164,7 +171,8 @@ fn misbehave(fault: AgentFault, port: &mut Port) -> Result<()> {
             port.forge_nonce();
             Ok(())
         }
-        AgentFault::DuplicateResult => Ok(()),
+        // The one does its harm later, the others have done it before or not at all.
+        AgentFault::DuplicateResult | AgentFault::AlwaysGone | AgentFault::GoneAtFirst => Ok(()),
     }
 }
 

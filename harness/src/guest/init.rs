@@ -17,7 +17,7 @@ use rustix::fs::CWD;
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::observe::{entries, name_of};
-use super::{LAUNCHER, probe, systemd};
+use super::{PROGRAM_IN_INITRAMFS, probe, systemd};
 use crate::shape::{self, Shape};
 
 /// Where the suite's binary lies once the Debian root is there.
@@ -45,11 +45,11 @@ const LATE: &[(&str, &str, &str)] = &[
 const OF_MEMORY: &[(&str, &str, &str)] =
     &[("tmpfs", "/tmp", "mode=1777"), ("tmpfs", "/var/tmp", "mode=1777")];
 
-/// Sets the guest up, starts the agent and reaps orphans for ever.
+/// Sets the guest up, with the program under test at `program`, starts the agent and reaps orphans for ever.
 ///
 /// # Errors
 /// When a step fails; the kernel panics then.
-pub fn run() -> Result<Infallible> {
+pub fn run(program: &Path) -> Result<Infallible> {
     ensure!(std::process::id() == 1, "only process 1 of a guest may set a guest up");
     for row in EARLY {
         mount_row(row)?;
@@ -60,7 +60,7 @@ pub fn run() -> Result<Infallible> {
     talk_to_the_console()?;
     load_modules(Path::new("/modules"))?;
     compose_root(&disk("root")?)?;
-    carry_binaries()?;
+    carry_binaries(program)?;
     switch_root()?;
     mount_modules()?;
     if shape()? == Shape::Systemd {
@@ -104,7 +104,7 @@ pub fn kernel_argument(key: &str) -> Option<String> {
 }
 
 /// The disk with this `serial=`. Names (`vda`, …) depend on the machine, serials do not.
-pub(super) fn disk(serial: &str) -> Result<PathBuf> {
+pub(crate) fn disk(serial: &str) -> Result<PathBuf> {
     let deadline = Instant::now() + DISK_DEADLINE;
     loop {
         for device in entries(Path::new("/sys/block"))? {
@@ -200,9 +200,9 @@ fn compose_root(disk: &Path) -> Result<()> {
 }
 
 /// Copies what came in the initial file system to where the Debian root sees it, and frees the originals' memory.
-fn carry_binaries() -> Result<()> {
-    let launcher = format!("/newroot{LAUNCHER}");
-    for (from, to) in [("/init", BINARY), ("/rspawn", launcher.as_str())] {
+fn carry_binaries(program: &Path) -> Result<()> {
+    let program = format!("/newroot{}", program.display());
+    for (from, to) in [("/init", BINARY), (PROGRAM_IN_INITRAMFS, program.as_str())] {
         if !Path::new(from).exists() {
             // A guest without a launcher is good for the oracle and for a shell.
             continue;

@@ -29,8 +29,10 @@ use serde::{Deserialize, Serialize};
 use crate::fixture::container::Container;
 use crate::fixture::tree::{Builder, Tree};
 
-/// Where the launcher lies in a guest.
-pub const LAUNCHER: &str = "/usr/local/bin/rspawn";
+/// Where the program under test comes with the first file system.
+pub(crate) const PROGRAM_IN_INITRAMFS: &str = "/program";
+/// Where it lies in a guest then, with its own name.
+const PROGRAMS: &str = "/usr/local/bin";
 
 /// Which program the containers of a case are started with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +103,7 @@ impl Guest {
         self.boot
     }
 
-    /// The file of the launcher under test, whoever the subject is.
+    /// The file of the program under test, a launcher here, whoever the subject is.
     #[must_use]
     pub fn launcher(&self) -> &Path {
         &self.launcher

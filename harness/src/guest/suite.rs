@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::runner::{self, End, Ended, Place};
-use super::{Subject, agent, fault, init, probe, terminal};
+use super::{PROGRAMS, Subject, agent, fault, init, probe, terminal};
 use crate::build_id;
 use crate::case::{Case, Listing};
 use crate::kernels;
 use crate::matrix::{self, Axes, Lanes};
+use crate::nextest;
 use crate::report::Verdict;
 use crate::report::difference::{Differences, LIST};
 use crate::report::event::{Keep, Work};
@@ -24,7 +25,7 @@ use crate::workspace::Workspace;
 pub struct Suite {
     /// One table per topic.
     pub tables: &'static [&'static [Case]],
-    /// The launcher that cargo built beside the suite, for runs without a guest.
+    /// The program under test as cargo built it beside the suite, for runs without a guest: `env!("CARGO_BIN_EXE_…")`.
     pub launcher: &'static str,
     /// The checkout it was built from: its lanes are checked against the cases' needs.
     pub sources: &'static str,
@@ -43,6 +44,11 @@ impl Suite {
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&'static Case> {
         self.cases().find(|case| case.name == name).or_else(|| fault::of_case(name))
+    }
+
+    /// Where the program under test lies in a guest.
+    pub(super) fn program(&self) -> PathBuf {
+        Path::new(PROGRAMS).join(Path::new(self.launcher).file_name().unwrap_or_default())
     }
 
     fn cases(&self) -> impl Iterator<Item = &'static Case> {
@@ -65,7 +71,7 @@ impl Suite {
 
     fn dispatch(&self, words: &[String]) -> Result<bool> {
         if std::process::id() == 1 && words.is_empty() {
-            init::run()?;
+            init::run(&self.program())?;
         }
         match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["--agent"] => agent::run(self).map(|()| true),
@@ -101,7 +107,13 @@ impl Suite {
                 };
                 self.run_in_place(subject, filters)
             }
-            // Whatever else cargo or nextest pass on: the tables are checked, and nothing is run.
+            _ if nextest::is_asked() => {
+                let workspace = Workspace::of_sources(Path::new(self.sources));
+                let (suite, cases) = (*self, self.cases().map(Case::listing).collect());
+                let code = nextest::main(&workspace, cases, move || suite.check())?;
+                Ok(code == ExitCode::SUCCESS)
+            }
+            // Whatever else cargo passes on: the tables are checked, and nothing is run.
             _ => self.check().map(|()| true),
         }
     }
@@ -109,8 +121,7 @@ impl Suite {
     /// What plain `cargo test` does: no closing line, because nothing was run.
     fn check(&self) -> Result<()> {
         let count = self.check_tables()?;
-        let sources = Path::new(self.sources);
-        let workspace = Workspace::at(sources, &sources.join("target"));
+        let workspace = Workspace::of_sources(Path::new(self.sources));
         let path = workspace.file("qemu/lanes.toml");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("reading {}", path.display()))?;
@@ -121,7 +132,7 @@ impl Suite {
         let nowhere = covered_nowhere(&listing, &lanes, &versions);
         ensure!(nowhere.is_empty(), "no cell of any lane can run {}", nowhere.join(", "));
         let names: Vec<String> = listing.into_iter().map(|case| case.name).collect();
-        let strangers = Differences::of(sources)?.strangers(&names);
+        let strangers = Differences::of(workspace.root())?.strangers(&names);
         ensure!(strangers.is_empty(), "{LIST} names no case with {}", strangers.join(", "));
         println!(
             "vm: the tables of {count} cases are sound; they run inside a guest: cargo xtask vm-test"
@@ -198,8 +209,13 @@ impl Suite {
 
 /// Runs a case where nobody keeps its files, and no guest can be restarted.
 fn in_place(case: &Case, place: &Place) -> Result<Ended> {
-    let work =
-        Work { case: case.name.to_owned(), limit_s: case.timeout_s, keep: Keep::Never, boot: 0 };
+    let work = Work {
+        case: case.name.to_owned(),
+        limit_s: case.timeout_s,
+        keep: Keep::Never,
+        boot: 0,
+        attempt: 0,
+    };
     Ok(match runner::run(case, &work, place, &mut || Ok(()))? {
         End::Judged(ended) => ended,
         End::Restart(how) => {

@@ -67,9 +67,12 @@ impl Differences {
     /// # Errors
     /// When it cannot be read or is no such list.
     pub fn of(top: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(top.join(LIST)).with_context(|| format!("reading {LIST}"))?;
-        Self::parse(&text)
+        match std::fs::read_to_string(top.join(LIST)) {
+            Ok(text) => Self::parse(&text),
+            // A project without the list has nothing to declare.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error).with_context(|| format!("reading {LIST}")),
+        }
     }
 
     /// Reads lines of the form `"topic::case" = "reason"` or `"topic::case" = { reason = "…", limit_s = 4 }`.

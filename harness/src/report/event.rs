@@ -80,6 +80,8 @@ pub struct Work {
     pub keep: Keep,
     /// How many guests on this scratch disk it had before.
     pub boot: u32,
+    /// How many guests of its job were lost before, to no case's blame.
+    pub attempt: u32,
 }
 
 /// When a case's files and its guest's scratch disk are kept.

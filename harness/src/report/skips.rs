@@ -48,9 +48,12 @@ impl Expected {
     /// # Errors
     /// When it cannot be read or is no such list.
     pub fn of(top: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(top.join(LIST)).with_context(|| format!("reading {LIST}"))?;
-        Self::parse(&text)
+        match std::fs::read_to_string(top.join(LIST)) {
+            Ok(text) => Self::parse(&text),
+            // A project without the list has nothing to declare.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error).with_context(|| format!("reading {LIST}")),
+        }
     }
 
     /// Reads rows of `[[skip]]` with case, kernel and reason.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::artifact::{Store, sha256_of};
+use crate::artifact::Store;
 use crate::userland::{self, Form, Named};
 use crate::{tool, workspace::Workspace};
 
@@ -91,7 +91,14 @@ fn verify(workspace: &Workspace) -> Result<()> {
             Form::Tar => tool::output(tool::command("tar").arg("-tf").arg(&file)).map(drop),
         }
         .with_context(|| format!("verifying the image {}", named.name))?;
-        println!("{:<10} sound, sha256 {}", named.name, sha256_of(&file)?);
+        let (found, recorded) = named.hashes(workspace)?;
+        ensure!(
+            found == recorded,
+            "the image {} is not what was built: sha256 {found}, not {recorded}\nhint: remove {}",
+            named.name,
+            file.display()
+        );
+        println!("{:<10} sound, sha256 {found}", named.name);
     }
     Ok(())
 }

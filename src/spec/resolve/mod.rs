@@ -8,6 +8,7 @@ mod knobs;
 mod mounts;
 mod process;
 mod root;
+mod rootless;
 mod security;
 mod users;
 
@@ -17,16 +18,14 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Network, Spec, Start};
+use super::{Network, Ownership, Spec, Start, Users};
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::{self, ConsoleMode};
 use crate::errors::{Verbosity, hinted};
 use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
-use crate::settings::value::{
-    Console, ExitMode, PrivateUsers, Register, StartMode, User, Volatile,
-};
+use crate::settings::value::{Console, ExitMode, Register, StartMode, User, Volatile};
 
 /// Decides.
 ///
@@ -35,15 +34,22 @@ use crate::settings::value::{
 /// Nothing was touched then.
 pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     conflicts::refuse(settings, host)?;
+    if !host.is_root {
+        rootless::refuse(settings)?;
+    }
     refuse_what_is_missing(settings)?;
     let start = start(settings)?;
     let source = root::source(settings, host)?;
+    if !host.is_root && matches!(source, root::Source::Image(_)) {
+        bail!(hinted("a disk image needs root", rootless::NO_IMAGES));
+    }
     let machine = root::machine(settings, &source)?.to_string();
     let volatile = settings.volatile.or(Volatile::No);
     // What is kept of the tree in such a mode is only read (I-08).
     let read_only = settings.read_only.is_yes() || volatile != Volatile::No;
     let access = if read_only { Access::Read } else { Access::Write };
     let users = users::users(settings, host, access)?;
+    refuse_missing_ownership(&users)?;
     let root = root::root(settings, host, source, access)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
     let [stdin, stdout, stderr] = host.terminals;
@@ -73,7 +79,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         volatile,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
-        api: mounts::api(host, network, &start, &knobs)?,
+        api: mounts::api(host, network, &users, &start, &knobs)?,
         mounts: mounts::custom(settings, host, &users)?,
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
@@ -118,12 +124,10 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
         no(
-            s.private_users.value().is_some_and(|users| *users != PrivateUsers::No),
-            "--private-users=",
+            s.ownership.or(Ownership::Off) != Ownership::Off
+                && !s.private_users_if_possible.is_yes(),
+            "--private-users-ownership=",
         ),
-        no(s.private_users_if_possible.is_yes(), "-U"),
-        no(s.ownership.is_said(), "--private-users-ownership="),
-        no(s.id_maps.is_said(), "--private-users-map="),
         no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
         no(s.macvlans.is_said(), "--network-macvlan="),
@@ -143,6 +147,17 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
             "it is known and planned; CHANGELOG.md says what has arrived",
         )),
         None => Ok(()),
+    }
+}
+
+/// As [`refuse_what_is_missing`], of what follows from options.
+fn refuse_missing_ownership(users: &Users) -> Result<()> {
+    match users {
+        Users::Private { ownership, .. } if *ownership != Ownership::Off => bail!(hinted(
+            "bringing the tree's owners into the range is not implemented in this version",
+            "with --private-users-ownership=off they stay as they are",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -197,6 +212,7 @@ pub(super) mod tests {
             os_release: || Some("ID=fixture\n".to_owned()),
             selinux: || false,
             user_namespaces: || true,
+            own_ids: || panic!("root has all ids"),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),

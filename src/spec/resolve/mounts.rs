@@ -7,18 +7,25 @@ use anyhow::{Context, Result, bail, ensure};
 use super::knobs::{boolean, text};
 use crate::errors::hinted;
 use crate::host::Host;
-use crate::mounts::{Api, Custom, CustomKind, From, Writable};
+use crate::mounts::{Api, Custom, CustomKind, From, Sys, TTYS, Writable};
 use crate::settings::Settings;
 use crate::settings::value::{
     Bind, CustomMount, IdMapMode, Inaccessible, MountSource, Overlay, Recursion, Tmpfs, parse_bool,
 };
 use crate::spec::{Knobs, Network, Start, Users};
+use crate::userns::range::GuestGid;
 
 /// Places that hold what the container itself needs; systemd-nspawn 252 fails half-way on them.
 const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/run/host"];
 
 /// What the API file systems are like (F-05).
-pub(super) fn api(host: &Host, network: Network, start: &Start, knobs: &Knobs) -> Result<Api> {
+pub(super) fn api(
+    host: &Host,
+    network: Network,
+    users: &Users,
+    start: &Start,
+    knobs: &Knobs,
+) -> Result<Api> {
     const WRITABLE: &str = "SYSTEMD_NSPAWN_API_VFS_WRITABLE";
     let writable = match text(host, WRITABLE)? {
         None => Writable::No,
@@ -36,7 +43,14 @@ pub(super) fn api(host: &Host, network: Network, start: &Start, knobs: &Knobs) -
     let own_network = network == Network::Private;
     // Without a namespace of its own it would see the whole of the host's.
     let delegated = matches!(start, Start::Init { .. }) && knobs.cgroup_namespace;
-    Ok(Api { writable, own_network, tmp, selinux: (host.selinux)(), delegated })
+    let sys = match users {
+        Users::Private { .. } if !own_network => Sys::Before,
+        Users::Caller(_) if !own_network => Sys::OfHost,
+        _ => Sys::Inside,
+    };
+    let has_ttys = users.have_group(GuestGid(TTYS));
+    let selinux = (host.selinux)();
+    Ok(Api { writable, own_network, tmp, selinux, sys, has_ttys, delegated })
 }
 
 pub(super) fn custom(settings: &Settings, host: &Host, users: &Users) -> Result<Vec<Custom>> {
@@ -70,10 +84,10 @@ fn bind(bind: &Bind, sources: &mut Sources<'_>) -> Result<Custom> {
     );
     let from = sources.decide(&bind.source, "source")?;
     ensure!(
-        owners == IdMapMode::None || !matches!(from, From::Inside(_)),
+        owners == IdMapMode::None || matches!(from, From::Host(_)),
         hinted(
             format!("{owners} is for what is the host's"),
-            "what is in the tree belongs to the container's users already",
+            "what is in the tree, or new, belongs to the container's users already",
         )
     );
     let recursive = bind.options.recursion == Recursion::Recursive;

@@ -12,9 +12,10 @@ mod shift;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags, Stat, Uid, flock};
 use rustix::io::Errno;
 
 use self::shift::Base;
@@ -221,11 +222,15 @@ fn belongs(owner: Owner, base: u32) -> Result<()> {
         Owner::Range(found) => found.to_string(),
         Owner::Busy | Owner::Mixed => "two ranges".to_owned(),
     };
+    let hint = match base {
+        FOREIGN_BASE => "--private-users-ownership=auto finds out what serves",
+        _ => "--private-users=0 --private-users-ownership=chown gives it back to the host's ids",
+    };
     bail!(hinted(
         format!(
             "the tree belongs to the ids {found}, not to {expected}, so a map would show nobody as its owner"
         ),
-        "--private-users=0 --private-users-ownership=chown gives it back to the host's ids",
+        hint,
     ))
 }
 
@@ -279,6 +284,7 @@ fn give_to(mount: BorrowedFd<'_>, base: Base, access: Access) -> Result<Way> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::openat(mount, ".", flags, Mode::empty())
         .context("opening its top directory")?;
+    lock(top.as_fd())?;
     let stat = rustix::fs::fstat(&top).context("looking at its top directory")?;
     if Owner::of(&stat) == Owner::Range(base) {
         return Ok(Way::ChownedBefore);
@@ -304,6 +310,25 @@ fn give_to(mount: BorrowedFd<'_>, base: Base, access: Access) -> Result<Way> {
     })?;
     chown::below_and_itself(top.as_fd(), base)?;
     Ok(Way::Chowned)
+}
+
+/// How often and how long it is waited for somebody else.
+const PATIENCE: (u32, Duration) = (100, Duration::from_millis(20));
+
+/// Keeps others from changing the same tree as long as the directory is open. The locks of a session go when a launcher
+/// is killed, before its last stage is: that one must not change a file after the next start did. Anyone who can
+/// open the directory can lock it, so it is not waited for ever.
+fn lock(top: BorrowedFd<'_>) -> Result<()> {
+    for _ in 0..PATIENCE.0 {
+        match flock(top, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(PATIENCE.1),
+            other => return other.context("locking its top directory"),
+        }
+    }
+    bail!(hinted(
+        "its top directory is locked",
+        "somebody else changes the owners of its files, or holds a lock on it for other reasons; lslocks(8) tells who",
+    ))
 }
 
 #[cfg(test)]
@@ -362,7 +387,7 @@ mod tests {
         let error = plan(owner, &map(BASE, RANGE), ownership).unwrap_err();
         assert!(error.to_string().contains(told), "{error}");
         let hint = crate::errors::Report::of(&error).hint.unwrap();
-        assert!(hint.contains("--private-users-ownership=chown"), "{hint}");
+        assert!(hint.contains("--private-users-ownership="), "{hint}");
     }
 
     /// U-01, `identity`.
