@@ -18,7 +18,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Network, Ownership, Spec, Start, Users};
+use super::{Network, Spec, Start};
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::{self, ConsoleMode};
 use crate::errors::{Verbosity, hinted};
@@ -49,7 +49,6 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     let read_only = settings.read_only.is_yes() || volatile != Volatile::No;
     let access = if read_only { Access::Read } else { Access::Write };
     let users = users::users(settings, host, access)?;
-    refuse_missing_ownership(&users)?;
     let root = root::root(settings, host, source, access)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
     let [stdin, stdout, stderr] = host.terminals;
@@ -123,11 +122,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
-        no(
-            s.ownership.or(Ownership::Off) != Ownership::Off
-                && !s.private_users_if_possible.is_yes(),
-            "--private-users-ownership=",
-        ),
         no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
         no(s.macvlans.is_said(), "--network-macvlan="),
@@ -147,17 +141,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
             "it is known and planned; CHANGELOG.md says what has arrived",
         )),
         None => Ok(()),
-    }
-}
-
-/// As [`refuse_what_is_missing`], of what follows from options.
-fn refuse_missing_ownership(users: &Users) -> Result<()> {
-    match users {
-        Users::Private { ownership, .. } if *ownership != Ownership::Off => bail!(hinted(
-            "bringing the tree's owners into the range is not implemented in this version",
-            "with --private-users-ownership=off they stay as they are",
-        )),
-        _ => Ok(()),
     }
 }
 
