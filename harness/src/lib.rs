@@ -110,6 +110,7 @@ pub mod report;
 pub mod rundir;
 pub mod runner;
 pub mod schedule;
+pub mod scratch;
 pub mod shape;
 pub mod static_build;
 pub mod suite;

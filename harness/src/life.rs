@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::accel::{self, Accel};
+use crate::artifact::Store;
 use crate::kept::{Kept, MEMORY_FS};
 use crate::machine::{self, scratch_disk};
-use crate::report::event::{Event, Order, Scratch, Work};
+use crate::report::event::{Begin, Event, Order, Scratch, Work};
 use crate::report::{CaseReport, Verdict};
 use crate::runner::{Assignment, Runner, restarting};
+use crate::scratch;
 use crate::template::Kind;
 use crate::terminal::{Tap, described};
 use crate::vm::config::VmConfig;
@@ -50,8 +52,12 @@ struct Alive<'a> {
 
 impl Runner<'_> {
     /// One guest's life.
-    pub(crate) fn live(&self, assignment: &Assignment<'_>) -> Result<(Vec<CaseReport>, End)> {
-        let Assignment { number, job, cases, boot, dir, .. } = *assignment;
+    pub(crate) fn live(
+        &self,
+        assignment: &Assignment<'_>,
+        scratch: &File,
+    ) -> Result<(Vec<CaseReport>, End)> {
+        let Assignment { number, job, cases, boot, attempt, dir, .. } = *assignment;
         let cell = &job.cell;
         let accel = self.accel();
         let factor = accel.timeout_factor() * self.options.patience;
@@ -73,10 +79,14 @@ impl Runner<'_> {
                 limit_s: case.timeout_s,
                 keep: self.keep(cell, case),
                 boot,
+                attempt,
             })
             .collect();
-        let config = self.config(assignment)?;
-        let mut alive = self.start(assignment, &config, factor, limits.hello)?;
+        let config = self.config(assignment, scratch)?;
+        let filled = boot > 0 || self.fill(assignment, scratch, &config, limits.hello);
+        let holds = if filled { Scratch::Filled } else { Scratch::Empty };
+        let begin = machine::begin(&cell.fs, holds, cell.subject, factor)?;
+        let mut alive = self.start(assignment, scratch, &config, begin, limits.hello)?;
         let mut console = ConsoleTail::of(dir);
         let mut watch = Watch::new(alive.nonce, &self.suite.build_id, &works);
         let mut reports = Vec::new();
@@ -153,14 +163,16 @@ impl Runner<'_> {
         let end = watch.conclude(&console.read());
         self.tell(assignment, &mut watch, &mut reports);
         match &end {
-            End::NeverReady(_) if alive.restored => self.give_up_template(assignment, &config),
+            End::NeverReady(_) if alive.restored => {
+                self.give_up_template(assignment, scratch, &config);
+            }
             End::Restart(how) => {
                 let what = format!("{cell}: {}", restarting(*how));
                 self.human.awaits(number, Some(what));
             }
             _ => {}
         }
-        self.keep_disk(assignment, &config, &works, &reports);
+        self.keep_disk(assignment, scratch, &config, &works, &reports);
         Ok((reports, end))
     }
 
@@ -168,14 +180,13 @@ impl Runner<'_> {
     fn start(
         &self,
         assignment: &Assignment<'_>,
+        scratch: &File,
         config: &VmConfig,
-        factor: f64,
+        begin: Begin,
         limit: Duration,
     ) -> Result<Alive<'_>> {
-        let Assignment { number, job, scratch, boot, dir, .. } = *assignment;
+        let Assignment { number, job, dir, .. } = *assignment;
         let cell = &job.cell;
-        let holds = if boot == 0 { Scratch::Empty } else { Scratch::Filled };
-        let begin = machine::begin(&cell.fs, holds, cell.subject, factor)?;
         let nonce = begin.nonce;
         let shared = [scratch.as_fd()];
         let talks = self.options.shell_on_failure && std::io::stdin().is_terminal();
@@ -185,15 +196,15 @@ impl Runner<'_> {
             let tap = started.console.take().map(Tap::open).transpose()?;
             Ok(Alive { started, tap, boot, nonce, restored })
         };
-        if let Some(template) = self.template(assignment, config, limit) {
+        if let Some(template) = self.template(assignment, scratch, config, limit) {
             self.human.awaits(number, Some(format!("{cell}: restoring a guest")));
-            let limit = RESTORE_LIMIT.mul_f64(factor);
+            let limit = RESTORE_LIMIT.mul_f64(begin.timeout_factor);
             match launch::restore(config, &template, place, begin.clone(), limit) {
                 Ok(started) => return alive(started, None, true),
                 Err(error) => {
                     let line = format!("guest {number} ({cell}): {error:#}; it is booted instead");
                     self.human.line(&line);
-                    self.give_up_template(assignment, config);
+                    self.give_up_template(assignment, scratch, config);
                 }
             }
         }
@@ -202,19 +213,52 @@ impl Runner<'_> {
         alive(launch::boot(config, place, begin)?, boot, false)
     }
 
+    /// Gives the scratch disk its file system; where that cannot be done, the guest does it.
+    fn fill(
+        &self,
+        assignment: &Assignment<'_>,
+        scratch: &File,
+        config: &VmConfig,
+        limit: Duration,
+    ) -> bool {
+        let Assignment { number, job, .. } = *assignment;
+        let cell = &job.cell;
+        if job.disk_mib().is_some() {
+            return false;
+        }
+        let store = Store::of(self.workspace);
+        let image = scratch::image(&store, config, scratch, &cell.fs, limit, || {
+            self.human.awaits(number, Some(format!("{cell}: making scratch disks")));
+            self.boot_turn(config.accel)
+        });
+        let filled = image.and_then(|image| {
+            let Some(path) = image else { return Ok(false) };
+            let image = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            scratch::fill(scratch, &image).map(|()| true)
+        });
+        match filled {
+            Ok(filled) => filled,
+            Err(error) => {
+                self.human.line(&format!("{cell}: {error:#}; its guests make their own"));
+                false
+            }
+        }
+    }
+
     /// The template for this guest, if it can be had; why not is said.
     fn template(
         &self,
         assignment: &Assignment<'_>,
+        scratch: &File,
         config: &VmConfig,
         limit: Duration,
     ) -> Option<PathBuf> {
         if self.options.cold {
             return None;
         }
-        let Assignment { number, job, scratch, .. } = *assignment;
+        let Assignment { number, job, .. } = *assignment;
         let cell = &job.cell;
-        let found = self.with_kind(assignment, config, |kind| {
+        let found = self.with_kind(assignment, scratch, config, |kind| {
             self.templates.find(kind, scratch, limit, || {
                 self.human.awaits(number, Some(format!("{cell}: booting a template")));
                 self.boot_turn(config.accel)
@@ -229,9 +273,9 @@ impl Runner<'_> {
         }
     }
 
-    fn give_up_template(&self, assignment: &Assignment<'_>, config: &VmConfig) {
-        if let Err(error) = self.with_kind(assignment, config, |kind| self.templates.give_up(kind))
-        {
+    fn give_up_template(&self, assignment: &Assignment<'_>, scratch: &File, config: &VmConfig) {
+        let done = self.with_kind(assignment, scratch, config, |kind| self.templates.give_up(kind));
+        if let Err(error) = done {
             self.human.line(&format!("{}: {error:#}", assignment.job.cell));
         }
     }
@@ -239,13 +283,13 @@ impl Runner<'_> {
     fn with_kind<T>(
         &self,
         assignment: &Assignment<'_>,
+        scratch: &File,
         config: &VmConfig,
         act: impl FnOnce(&Kind<'_>) -> Result<T>,
     ) -> Result<T> {
         let cell = &assignment.job.cell;
         let name = format!("{}-{}", cell.kernel, cell.shape.name());
-        let scratch_bytes =
-            assignment.scratch.metadata().context("measuring the scratch disk")?.len();
+        let scratch_bytes = scratch.metadata().context("measuring the scratch disk")?.len();
         act(&Kind { name: &name, config, suite: self.suite, scratch_bytes })
     }
 
@@ -253,10 +297,10 @@ impl Runner<'_> {
         (accel == Accel::Tcg).then(|| self.boot.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn config(&self, assignment: &Assignment<'_>) -> Result<VmConfig> {
+    fn config(&self, assignment: &Assignment<'_>, scratch: &File) -> Result<VmConfig> {
         let parts = self.parts(assignment.job)?;
         let initramfs = machine::initramfs(self.dir, parts.kernel, self.suite)?;
-        Ok(parts.machine(initramfs, scratch_disk(assignment.scratch)))
+        Ok(parts.machine(initramfs, scratch_disk(scratch)))
     }
 
     fn tell(&self, assignment: &Assignment<'_>, watch: &mut Watch, reports: &mut Vec<CaseReport>) {
@@ -290,11 +334,12 @@ impl Runner<'_> {
     fn keep_disk(
         &self,
         assignment: &Assignment<'_>,
+        scratch: &File,
         config: &VmConfig,
         works: &[Work],
         reports: &[CaseReport],
     ) {
-        let Assignment { number, job, scratch, dir, .. } = *assignment;
+        let Assignment { number, job, dir, .. } = *assignment;
         let wanted = |report: &&CaseReport| {
             works.iter().any(|work| work.case == report.case && work.keep.applies(&report.verdict))
                 && !matches!(report.verdict, Verdict::NotRun { .. })

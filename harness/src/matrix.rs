@@ -67,7 +67,7 @@ pub struct Lane {
 pub type Lanes = BTreeMap<String, Lane>;
 
 /// Cases for one guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// In which machine.
     pub cell: Cell,
@@ -76,7 +76,7 @@ pub struct Job {
 }
 
 /// A case that a cell does not run, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skip {
     /// Name as listed.
     pub case: String,
@@ -91,7 +91,7 @@ pub struct Skip {
 }
 
 /// Why a case can be skipped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SkipCode {
     /// The kernel is older than the case needs.
@@ -103,7 +103,7 @@ pub enum SkipCode {
 }
 
 /// What will happen.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Guests to boot.
     pub jobs: Vec<Job>,

@@ -32,7 +32,7 @@ use crate::vm::watch::End;
 use crate::workspace::Workspace;
 
 /// Guests of one job that may end without a case being to blame.
-const INFRASTRUCTURE_RETRIES: usize = 1;
+const INFRASTRUCTURE_RETRIES: u32 = 1;
 /// How often a case may end its guest.
 const MOST_RESTARTS: u32 = 16;
 
@@ -119,7 +119,7 @@ pub struct JobEnd {
     /// What went wrong with the machine and was not made good.
     pub infrastructure: Vec<String>,
     /// Guests that another one took the place of.
-    pub retries: usize,
+    pub retries: u32,
 }
 
 /// A guest to be.
@@ -131,10 +131,10 @@ pub(crate) struct Assignment<'a> {
     pub(crate) job: &'a Job,
     /// Those of the job's cases that are left.
     pub(crate) cases: &'a [Listing],
-    /// Its scratch disk.
-    pub(crate) scratch: &'a File,
     /// How many guests had this disk before.
     pub(crate) boot: u32,
+    /// How many guests of its job were lost before, to no case's blame.
+    pub(crate) attempt: u32,
     /// Directory of its logs.
     pub(crate) dir: &'a Path,
 }
@@ -146,12 +146,14 @@ impl Runner<'_> {
         let mut left: Vec<Listing> = job.cases.clone();
         let mut carried: Option<File> = None;
         let mut boot = 0;
+        let mut attempt = 0;
         let _memory = self.budget.take(memory_mib(job));
         while !left.is_empty() {
             let number = self.next_guest.fetch_add(1, Ordering::Relaxed);
             let dir =
                 self.dir.join(format!("{number:02}-{}", job.cell.to_string().replace(' ', "-")));
-            let (reports, how) = match self.next(number, job, &left, &mut carried, boot, &dir) {
+            let next = Assignment { number, job, cases: &left, boot, attempt, dir: &dir };
+            let (reports, how) = match self.next(&next, &mut carried) {
                 Ok(ended) => ended,
                 Err(error) => (Vec::new(), End::NeverReady(format!("{error:#}"))),
             };
@@ -186,11 +188,12 @@ impl Runner<'_> {
                 end.infrastructure.push(why);
                 break;
             }
-            if end.retries == INFRASTRUCTURE_RETRIES {
+            if attempt == INFRASTRUCTURE_RETRIES {
                 let verdict = Verdict::NotRun { why: why.clone() };
                 self.report_all(job, &mut left, &verdict, &dir, &mut end);
                 end.infrastructure.push(why);
             } else {
+                attempt += 1;
                 end.retries += 1;
             }
         }
@@ -200,19 +203,20 @@ impl Runner<'_> {
     /// The next guest, with the scratch disk that the last one left if its case wants that.
     fn next(
         &self,
-        number: usize,
-        job: &Job,
-        cases: &[Listing],
+        assignment: &Assignment<'_>,
         carried: &mut Option<File>,
-        boot: u32,
-        dir: &Path,
     ) -> Result<(Vec<CaseReport>, End)> {
+        let Assignment { job, boot, dir, .. } = *assignment;
         std::fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
-        if boot == 0 || carried.is_none() {
-            *carried = Some(scratch_file(self.dir, job.disk_mib().unwrap_or(SCRATCH_MIB))?);
+        if boot == 0 {
+            *carried = None;
         }
-        let scratch = carried.as_ref().context("carrying a scratch disk over")?;
-        self.live(&Assignment { number, job, cases, scratch, boot, dir })
+        let mib = job.disk_mib().unwrap_or(SCRATCH_MIB);
+        let scratch = match carried.take() {
+            Some(scratch) => scratch,
+            None => scratch_file(self.dir, mib)?,
+        };
+        self.live(assignment, carried.insert(scratch))
     }
 
     /// Gives all that is left of a job one verdict.

@@ -23,6 +23,7 @@ use crate::errors::warn;
 use crate::ids::Ids;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Attrs, From, Kind, Mount, Need, Point, Stage};
+use crate::settings::value::IdMapMode;
 
 /// What is decided of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +68,11 @@ fn bind(from: &Path, source: impl AsFd, on: &Path, attrs: Attrs, tree: &InRoot) 
     let row = Mount {
         stage: Stage::Outer,
         on: on.into(),
-        kind: Kind::Bind { from: From::Host(from.to_owned()), recursive: false },
+        kind: Kind::Bind {
+            from: From::Host(from.to_owned()),
+            recursive: false,
+            owners: IdMapMode::None,
+        },
         attrs,
         need: Need::Must,
         point: Point::LikeSource,

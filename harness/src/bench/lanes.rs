@@ -18,6 +18,8 @@ pub struct Place {
     pub tree: PathBuf,
     /// The program of `floor.rs`.
     pub floor: PathBuf,
+    /// A disk image of 1 GiB with the same tree.
+    pub image: PathBuf,
     /// What all this is about.
     pub rspawn: PathBuf,
     /// For what programs need beside the tree; it is empty, and nobody else's.
@@ -39,6 +41,10 @@ pub enum Lane {
     Runc,
     /// systemd-nspawn(1).
     Nspawn,
+    /// The launcher of this workspace, on an image.
+    RspawnImage,
+    /// systemd-nspawn(1), on an image; it needs udev for that.
+    NspawnImage,
     /// The payload without a container: what starting and waiting costs by itself.
     Bare,
     /// rspawn up to its `Spec`, which it then prints: program start, command line and settings.
@@ -49,6 +55,9 @@ impl Lane {
     /// Those that make a container. The floor is first.
     pub const CONTAINERS: [Self; 6] =
         [Self::Floor, Self::Rspawn, Self::Bubblewrap, Self::Crun, Self::Runc, Self::Nspawn];
+
+    /// Those that make one on a disk image.
+    pub const IMAGES: [Self; 2] = [Self::RspawnImage, Self::NspawnImage];
 
     /// Those that tell where the time goes.
     pub const PARTS: [Self; 2] = [Self::Bare, Self::Spec];
@@ -63,6 +72,8 @@ impl Lane {
             Self::Crun => "crun",
             Self::Runc => "runc",
             Self::Nspawn => "systemd-nspawn",
+            Self::RspawnImage => "rspawn -i",
+            Self::NspawnImage => "nspawn -i",
             Self::Bare => "payload alone",
             Self::Spec => "rspawn --explain",
         }
@@ -75,9 +86,15 @@ impl Lane {
             Self::Bubblewrap => Some("bwrap"),
             Self::Crun => Some("crun"),
             Self::Runc => Some("runc"),
-            Self::Nspawn => Some("systemd-nspawn"),
-            Self::Floor | Self::Rspawn | Self::Bare | Self::Spec => None,
+            Self::Nspawn | Self::NspawnImage => Some("systemd-nspawn"),
+            Self::Floor | Self::Rspawn | Self::RspawnImage | Self::Bare | Self::Spec => None,
         }
+    }
+
+    /// The lane of ours that does the same.
+    #[must_use]
+    pub fn counterpart(self) -> Self {
+        if self == Self::NspawnImage { Self::RspawnImage } else { Self::Rspawn }
     }
 
     /// The command that runs `payload`, an absolute path and its arguments.
@@ -87,15 +104,16 @@ impl Lane {
     pub fn command(self, place: &Place, payload: &[&str]) -> Result<Command> {
         let mut command = match self {
             Self::Floor => Command::new(&place.floor),
-            Self::Rspawn | Self::Spec => Command::new(&place.rspawn),
+            Self::Rspawn | Self::RspawnImage | Self::Spec => Command::new(&place.rspawn),
             Self::Bare => Command::new(payload[0]),
-            Self::Bubblewrap | Self::Crun | Self::Runc | Self::Nspawn => {
+            Self::Bubblewrap | Self::Crun | Self::Runc | Self::Nspawn | Self::NspawnImage => {
                 tool::command(self.foreign().unwrap_or_else(|| self.name()))
             }
         };
         match self {
             Self::Floor => command.arg(&place.tree).args(payload),
             Self::Rspawn => command.args(["-q", "-D"]).arg(&place.tree).args(payload),
+            Self::RspawnImage => command.args(["-q", "-i"]).arg(&place.image).args(payload),
             Self::Spec => command.args(["--explain", "-q", "-D"]).arg(&place.tree).args(payload),
             Self::Bare => command.args(&payload[1..]),
             // The tree first: bubblewrap mounts in the order of its options.
@@ -114,11 +132,17 @@ impl Lane {
                 command.args(["run", "--bundle"]).arg(bundle).arg(id)
             }
             // The last three leave the tree's own files alone; rspawn does not touch them either.
-            Self::Nspawn => command
-                .args(["-q", "--register=no", "--keep-unit"])
-                .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no", "-D"])
-                .arg(&place.tree)
-                .args(payload),
+            Self::Nspawn | Self::NspawnImage => {
+                let root = match self {
+                    Self::NspawnImage => ("-i", &place.image),
+                    _ => ("-D", &place.tree),
+                };
+                command
+                    .args(["-q", "--register=no", "--keep-unit"])
+                    .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no", root.0])
+                    .arg(root.1)
+                    .args(payload)
+            }
         };
         Ok(command)
     }
@@ -134,10 +158,11 @@ mod tests {
         let place = Place {
             tree: PathBuf::from("/the/tree"),
             floor: PathBuf::from("/floor"),
+            image: PathBuf::from("/the/tree.raw"),
             rspawn: PathBuf::from("/rspawn"),
             scratch: scratch.path().to_owned(),
         };
-        for lane in Lane::CONTAINERS {
+        for lane in Lane::CONTAINERS.into_iter().chain(Lane::IMAGES) {
             let command = lane.command(&place, &["/bin/payload", "x"]).unwrap();
             let mut said = tool::display(&command);
             let config = scratch.path().join(format!("{}-2/config.json", lane.name()));

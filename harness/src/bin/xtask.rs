@@ -9,7 +9,7 @@ use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
     bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, mutants, setup, try_it,
-    vm_run, vm_shell, vm_test,
+    vm_bisect, vm_report, vm_run, vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -38,6 +38,11 @@ enum Verb {
     VmTest(Box<vm_test::Options>),
     /// Open a shell in a guest, with rspawn on its PATH
     VmShell(vm_shell::Options),
+    /// Tell runs again, shares of one as one, or compare two
+    #[command(subcommand)]
+    VmReport(vm_report::Action),
+    /// Find the kernel with which a case begins to fail
+    VmBisect(vm_bisect::Options),
     /// Run one command in a guest; the exit code is its own
     VmRun(vm_run::Options),
     /// Plant bugs in the launcher, one at a time, and see that the cases catch each
@@ -98,6 +103,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             return vm_test::run(&workspace, mirror, options);
         }
         Verb::VmShell(options) => return vm_shell::run(&workspace, mirror, options),
+        Verb::VmReport(action) => return vm_report::run(&workspace, action),
+        Verb::VmBisect(options) => return vm_bisect::run(&workspace, mirror, options),
         Verb::VmRun(options) => return vm_run::run(&workspace, mirror, options),
         Verb::Mutants(options) => return mutants::run(&workspace, mirror, options),
         Verb::Bench(options) => return bench::run(&workspace, mirror, options),

@@ -209,8 +209,13 @@ impl Suite {
 
 /// Runs a case where nobody keeps its files, and no guest can be restarted.
 fn in_place(case: &Case, place: &Place) -> Result<Ended> {
-    let work =
-        Work { case: case.name.to_owned(), limit_s: case.timeout_s, keep: Keep::Never, boot: 0 };
+    let work = Work {
+        case: case.name.to_owned(),
+        limit_s: case.timeout_s,
+        keep: Keep::Never,
+        boot: 0,
+        attempt: 0,
+    };
     Ok(match runner::run(case, &work, place, &mut || Ok(()))? {
         End::Judged(ended) => ended,
         End::Restart(how) => {

@@ -29,6 +29,11 @@ pub enum Order {
         /// What to run.
         cases: Vec<Work>,
     },
+    /// Make a file system on the scratch disk, which is not mounted; answered by [`Event::Ended`].
+    Format {
+        /// Which.
+        fs: String,
+    },
     /// Run a command for a person; answered by [`Event::Output`] and [`Event::Ended`].
     Command {
         /// The program and its arguments.
@@ -80,6 +85,8 @@ pub struct Work {
     pub keep: Keep,
     /// How many guests on this scratch disk it had before.
     pub boot: u32,
+    /// How many guests of its job were lost before, to no case's blame.
+    pub attempt: u32,
 }
 
 /// When a case's files and its guest's scratch disk are kept.

@@ -1,5 +1,5 @@
-//! What a run comes to: the verdict of each case, told to people ([`human`]) and machines ([`junit`]), counted ([`summary`]) and compared with
-//! the reference's ([`difference`]).
+//! What a run comes to: the verdict of each case, told to people ([`human`]) and machines ([`junit`]), counted ([`summary`]), compared with
+//! the reference's ([`difference`]) and, of several machines, made one ([`shard`]).
 //! [`event`] is the wire on which the guest's half of it comes.
 
 use std::time::Duration;
@@ -10,6 +10,7 @@ pub mod difference;
 pub mod event;
 pub mod human;
 pub mod junit;
+pub mod shard;
 pub mod skips;
 pub mod summary;
 

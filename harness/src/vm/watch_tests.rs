@@ -18,7 +18,8 @@ impl Stream {
     }
 
     fn keeping(keep: Keep, cases: &[&str]) -> Self {
-        let work = |name: &&str| Work { case: (*name).to_owned(), limit_s: 1, keep, boot: 0 };
+        let work =
+            |name: &&str| Work { case: (*name).to_owned(), limit_s: 1, keep, boot: 0, attempt: 0 };
         let planned: Vec<Work> = cases.iter().map(work).collect();
         Self { watch: Watch::new(NONCE, "b1", &planned), seq: 0 }
     }

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -18,8 +17,6 @@ use crate::report::junit::junit;
 use crate::report::summary::{Summary, exit, exit_code};
 use crate::runner::{JobEnd, Located};
 
-use super::select::RESULTS;
-
 /// What a run was, when all its guests have ended.
 #[derive(Debug)]
 pub(super) struct Ended<'a> {
@@ -31,14 +28,12 @@ pub(super) struct Ended<'a> {
     pub(super) differences: &'a Differences,
     /// What is wrong with the lists of expected skips and differences.
     pub(super) wrong_lists: Vec<String>,
-    /// The run's directory.
-    pub(super) dir: &'a Path,
-    /// How long it took.
-    pub(super) took: Duration,
     /// How many times everything was to run.
     pub(super) rounds: usize,
     /// Who is told.
     pub(super) human: &'a Human,
+    /// Who tells.
+    pub(super) verb: &'a str,
 }
 
 /// What a run comes to.
@@ -49,7 +44,7 @@ struct Outcome {
 }
 
 impl Ended<'_> {
-    /// Tells the end and keeps the results, for JUnit's readers too; the exit code.
+    /// Tells the end, to JUnit's readers too; the exit code.
     ///
     /// # Errors
     /// When the results cannot be written.
@@ -57,8 +52,6 @@ impl Ended<'_> {
         let results: Vec<&Located> = self.ends.iter().flat_map(|end| &end.reports).collect();
         let infrastructure: Vec<&String> =
             self.ends.iter().flat_map(|end| &end.infrastructure).collect();
-        let text = serde_json::to_vec_pretty(&results).context("encoding the results")?;
-        fs::write(self.dir.join(RESULTS), text).context("writing the results")?;
         if let Some(path) = junit_file {
             let text = junit(self.plan, &results, |located| self.is_fine(located));
             fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -87,6 +80,12 @@ impl Ended<'_> {
         let rows = compare(&results, self.differences);
         self.tell_differences(&rows);
         self.tell_rates(&results);
+        let retries: u32 = self.ends.iter().map(|end| end.retries).sum();
+        if retries > 0 {
+            self.line(&format!(
+                "{retries} guests failed without a case's being to blame, and were replaced"
+            ));
+        }
         let Outcome { summary, code } = self.outcome(&results, &rows, infrastructure.len());
         if code == exit::ACCOUNTING {
             self.line(&format!(
@@ -95,12 +94,7 @@ impl Ended<'_> {
                 results.len()
             ));
         }
-        self.line(&format!(
-            "logs:  {}   took {:.1} s",
-            self.dir.display(),
-            self.took.as_secs_f64()
-        ));
-        self.line(&format!("vm-test: {summary}"));
+        self.line(&format!("{}: {summary}", self.verb));
         self.human.value(&serde_json::json!({
             "event": "end",
             "passed": summary.passed,
@@ -233,11 +227,10 @@ mod tests {
             plan: &plan,
             ends: &[end],
             differences: &differences,
-            dir: Path::new(""),
-            took: Duration::ZERO,
             rounds: 1,
             wrong_lists: Vec::new(),
             human: &Human::new(Differences::default(), Format::Human),
+            verb: "vm-test",
         };
         let results: Vec<&Located> = ended.ends[0].reports.iter().collect();
         ended.outcome(&results, &compare(&results, &differences), 0)

@@ -3,7 +3,6 @@
 //! Invariant: the shares of `--partition` are disjoint and together everything, whatever the filters leave.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -11,12 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::case::Listing;
 use crate::report::difference::Differences;
+use crate::report::shard::{REPORT, Shard};
 use crate::rundir;
-use crate::runner::Located;
 use crate::workspace::Workspace;
-
-/// Results of a run, in its directory.
-pub const RESULTS: &str = "results.json";
 
 /// How to choose cases.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -38,7 +34,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The cases that are meant, in the suite's order.
+    /// The cases that are meant, in the suite's order, before they are shared out.
     ///
     /// # Errors
     /// When there is no earlier run, or its results cannot be read.
@@ -56,10 +52,16 @@ impl Selection {
             self.names(&case.name) && failed.as_ref().is_none_or(|names| names.contains(&case.name))
         };
         let chosen: Vec<Listing> = cases.iter().filter(wanted).cloned().collect();
-        Ok(match self.partition {
-            None => chosen,
-            Some(partition) => partition.share(chosen),
-        })
+        Ok(chosen)
+    }
+
+    /// The share of them that is asked for; all when none is.
+    #[must_use]
+    pub fn share(&self, cases: &[Listing]) -> Vec<Listing> {
+        match self.partition {
+            None => cases.to_vec(),
+            Some(partition) => partition.share(cases.to_vec()),
+        }
     }
 
     fn names(&self, name: &str) -> bool {
@@ -79,18 +81,16 @@ fn short(name: &str) -> &str {
 fn results_of(workspace: &Workspace, run: &str) -> Result<PathBuf> {
     let runs = rundir::runs(workspace)?;
     let named = |path: &&PathBuf| path.to_string_lossy().ends_with(run);
-    let with_results = |path: &&PathBuf| path.join(RESULTS).is_file();
+    let with_results = |path: &&PathBuf| path.join(REPORT).is_file();
     let found = runs.iter().rev().filter(named).find(with_results);
     let path = found.with_context(|| format!("no run \"{run}\" has results"))?;
-    Ok(path.join(RESULTS))
+    Ok(path.join(REPORT))
 }
 
 /// The cases that did not end as they should, by name.
 fn failed_in(path: &Path, differences: &Differences) -> Result<BTreeSet<String>> {
-    let what = || format!("reading {}", path.display());
-    let text = fs::read(path).with_context(what)?;
-    let results: Vec<Located> = serde_json::from_slice(&text).with_context(what)?;
-    let failed = results.into_iter().filter(|located| !located.is_fine(differences));
+    let failed =
+        Shard::read(path)?.results.into_iter().filter(|located| !located.is_fine(differences));
     Ok(failed.map(|located| located.report.case).collect())
 }
 
@@ -124,6 +124,16 @@ impl Partition {
     }
 }
 
+impl std::fmt::Display for Partition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let by = match self.by {
+            By::Slice => "slice",
+            By::Hash => "hash",
+        };
+        write!(f, "{by}:{}/{}", self.share, self.shares)
+    }
+}
+
 impl FromStr for Partition {
     type Err = anyhow::Error;
 
@@ -148,6 +158,8 @@ impl FromStr for Partition {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use rstest::rstest;
 
     use super::*;
@@ -224,7 +236,12 @@ mod tests {
         for (name, results) in runs {
             let dir = workspace.vm_dir().join(name);
             fs::create_dir_all(&dir).unwrap();
-            fs::write(dir.join(RESULTS), format!("[{}]", results.join(","))).unwrap();
+            let results = results.join(",");
+            let plan = r#"{"jobs":[],"skips":[],"unassigned":[]}"#;
+            let text = format!(
+                r#"{{"partition":null,"whole":[],"plan":{plan},"rounds":1,"results":[{results}],"infrastructure":[],"retries":0,"wrong_lists":[]}}"#
+            );
+            fs::write(dir.join(REPORT), text).unwrap();
         }
         fs::create_dir(workspace.vm_dir().join("run-3")).unwrap();
         let all = cases(&["vm::bind::a", "vm::exit::c"]);

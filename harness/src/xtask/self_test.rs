@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::accel;
-use crate::case::{DEFAULT_TIMEOUT_S, Listing};
 use crate::guest::{Subject, fault};
 use crate::kernels;
 use crate::matrix::{Cell, Job};
@@ -22,6 +21,7 @@ use crate::shape::Shape;
 use crate::workspace::Workspace;
 use crate::{schedule, suite};
 
+use super::self_test_runs;
 use super::vm_test::{Options, Ready, headline};
 
 /// Shorter than in earnest, or the hanging guest would take half of the time; longer than the 10 s that a guest under
@@ -39,11 +39,13 @@ const fn expect(case: &'static str, word: &'static str, reason: &'static str) ->
     Expected { case, word, reason }
 }
 
-/// The first rows leave their guest alive, so they share one; each of the others costs its guest.
+/// A row per job. What ends its guest has the next case of its job in another one.
 const TABLE: &[&[Expected]] = &[
     &[
         expect("fault::fails", "FAIL", "the innermost reason"),
         expect("fault::splat", "SPLAT", "WARNING: CPU:"),
+        expect("fault::lockdep", "SPLAT", "possible circular locking"),
+        expect("fault::unmet", "UNMET", "no-such-program"),
         expect("fault::slow", "TIMEOUT", "limit"),
         expect("fault::leftover", "LEFT", "mount"),
         expect("fault::panic", "PANIC", "sysrq triggered crash"),
@@ -55,7 +57,17 @@ const TABLE: &[&[Expected]] = &[
         expect("fault::wrong_nonce", "GARBAGE", "nonce"),
         expect("fault::duplicate_result", "GARBAGE", "a second outcome"),
     ],
+    &[expect("fault::restarts_for_ever", "FAIL", "16 times and once more")],
+    // Nobody but the machine is to blame: once more, and no more than that.
+    &[expect("fault::gone_at_first", "PASS", "")],
+    &[expect("fault::always_gone", "NOT RUN", "the agent ended")],
+    &[expect("fault::power_cut", "PASS", "")],
+    &[expect("fault::reboot", "PASS", "")],
+    &[expect("fault::small_machine", "PASS", "")],
 ];
+
+/// Guests of the table's jobs that the machine is to blame for and that were replaced: one of each `gone`.
+const REPLACED: u32 = 2;
 
 /// Runs them and compares.
 ///
@@ -70,6 +82,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         Ready::make(workspace, mirror, std::slice::from_ref(&row), &BTreeSet::from([Shape::Lean]))?;
     let run_dir = RunDir::make(workspace)?;
     let differences = Differences::default();
+    let logs = run_dir.path().to_owned();
     let human = Human::new(differences.clone(), options.format);
     human.line(&headline("self-test", &run_dir, &choice));
     let run_options = options.run_options(choice, SILENCE_LIMIT);
@@ -81,13 +94,12 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         subject: Subject::Rspawn,
         shape: Shape::Lean,
     };
-    let listing = |expected: &Expected| Listing {
-        name: expected.case.to_owned(),
-        needs: Vec::new(),
-        timeout_s: fault::limit_s(expected.case).unwrap_or(DEFAULT_TIMEOUT_S),
+    let listings = fault::listings();
+    let job = |rows: &&[Expected]| {
+        let listing =
+            |expected: &Expected| listings.iter().find(|case| case.name == expected.case).cloned();
+        Job { cell: cell.clone(), cases: rows.iter().filter_map(listing).collect() }
     };
-    let job =
-        |rows: &&[Expected]| Job { cell: cell.clone(), cases: rows.iter().map(listing).collect() };
     let jobs: Vec<Job> = TABLE.iter().map(job).collect();
     let guests = options.guests();
     let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
@@ -107,7 +119,26 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
             }
         }
     }
-    println!("logs:  {}   took {:.1} s", run_dir.path().display(), begun.elapsed().as_secs_f64());
+    let replaced: u32 = ends.iter().map(|end| end.retries).sum();
+    let lost: usize = ends.iter().map(|end| end.infrastructure.len()).sum();
+    let mut tell = |name: &str, wrong: Option<String>| {
+        match &wrong {
+            None => println!("ok    {name}"),
+            Some(complaint) => println!("WRONG {name}: {complaint}"),
+        }
+        *(if wrong.is_none() { &mut summary.passed } else { &mut summary.failed }) += 1;
+    };
+    let counted = (replaced, lost) == (REPLACED, 1);
+    tell(
+        "guests that the machine is to blame for are replaced once and counted",
+        (!counted).then(|| format!("{replaced} were replaced, and {lost} given up")),
+    );
+    drop(runner);
+    drop(run_dir);
+    for (name, wrong) in self_test_runs::all(workspace)? {
+        tell(name, wrong);
+    }
+    println!("logs:  {}   took {:.1} s", logs.display(), begun.elapsed().as_secs_f64());
     println!("self-test: {summary}");
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { exit::FAILED.into() })
 }

@@ -13,13 +13,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::accel::{self, Choice, Wish};
 use crate::case::Listing;
-use crate::guest::Subject;
+use crate::guest::{Subject, fault};
 use crate::kernels::{self, Kernel, Row};
 use crate::machine::{self, GUEST_MEMORY_MIB, Parts, SCRATCH_MIB};
 use crate::matrix::{self, Axes, Job, Lane, Lanes, Plan};
 use crate::report::difference::{self, Differences};
 use crate::report::event::Keep;
 use crate::report::human::{Format, Human};
+use crate::report::shard::{self, Shard};
 use crate::report::skips::{Deny, Expected};
 use crate::report::summary::exit;
 use crate::rundir::RunDir;
@@ -38,7 +39,7 @@ use super::select::Selection;
 use super::{doctor, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Which launchers a run has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -116,6 +117,9 @@ pub struct Options {
     /// Write the results to this file in JUnit's form
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
+    /// Write the report that vm-report merges to this file too
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// What stdout holds: text, or a JSON object per result and one at the end, with the text on stderr
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -137,6 +141,12 @@ pub struct Options {
     /// Run the harness's own tests: guests that go wrong on purpose
     #[arg(long)]
     pub self_test: bool,
+    /// Kill the harness itself so many times, at random moments, and look for what it leaves [default: 50]
+    #[arg(long, value_name = "TIMES", num_args = 0..=1, require_equals = true, default_missing_value = "50")]
+    pub kill_test: Option<u32>,
+    /// Count the guests that go wrong on purpose among the cases
+    #[arg(long, hide = true)]
+    pub with_faults: bool,
 }
 
 /// A command line that is this sub-command alone.
@@ -171,6 +181,9 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     if options.self_test {
         return super::self_test::run(workspace, mirror, options);
     }
+    if let Some(times) = options.kill_test {
+        return super::kill_test::run(workspace, times);
+    }
     let begun = Instant::now();
     let rows = chosen_rows(workspace, options)?;
     let lane = lane(workspace, &options.lane)?;
@@ -190,7 +203,12 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let differences = Differences::of(workspace.root())?;
     let names: Vec<String> = suite.cases.iter().map(|case| case.name.clone()).collect();
     let strangers = differences.strangers(&names);
-    let cases = options.selection.choose(workspace, &suite.cases, &differences)?;
+    let mut all = suite.cases.clone();
+    if options.with_faults {
+        all.extend(fault::listings());
+    }
+    let chosen = options.selection.choose(workspace, &all, &differences)?;
+    let cases = options.selection.share(&chosen);
     if cases.is_empty() {
         say("vm-test: nothing is selected\nhint: cargo xtask vm-test --list");
         return Ok(exit::NOTHING_SELECTED.into());
@@ -207,6 +225,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     };
     let mut plan = matrix::plan(&cases, &axes);
     differences.limit(&mut plan);
+    let whole = shard::names(&matrix::plan(&chosen, &axes));
     if options.list {
         cases.iter().for_each(|case| println!("{}", listed(case, &plan)));
         return Ok(ExitCode::SUCCESS);
@@ -258,12 +277,31 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         plan: &plan,
         ends: &ends,
         differences: &differences,
-        wrong_lists,
-        dir: run_dir.path(),
-        took: begun.elapsed(),
+        wrong_lists: wrong_lists.clone(),
         rounds: options.stress as usize,
         human: &human,
+        verb: "vm-test",
     };
+    let report = Shard {
+        partition: options.selection.partition.map(|partition| partition.to_string()),
+        whole,
+        plan: plan.clone(),
+        rounds: options.stress as usize,
+        results: ends.iter().flat_map(|end| end.reports.clone()).collect(),
+        infrastructure: ends.iter().flat_map(|end| end.infrastructure.clone()).collect(),
+        retries: ends.iter().map(|end| end.retries).sum(),
+        wrong_lists,
+    };
+    report.write(&run_dir.path().join(shard::REPORT))?;
+    if let Some(file) = &options.report {
+        report.write(file)?;
+    }
+    let took = begun.elapsed().as_secs_f64();
+    let pace = report.results.len() as f64 / took * 60.0;
+    human.line(&format!(
+        "logs:  {}   took {took:.1} s, {pace:.0} verdicts a minute",
+        run_dir.path().display()
+    ));
     Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
 }
 

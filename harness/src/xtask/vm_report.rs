@@ -1,0 +1,102 @@
+//! `cargo xtask vm-report`: a run told again, several shares of one told as one, and two compared.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::report::difference::Differences;
+use crate::report::human::{Format, Human};
+use crate::report::shard::{self, Shard};
+use crate::report::summary::exit;
+use crate::rundir;
+use crate::workspace::Workspace;
+
+use super::closing::Ended;
+use super::say;
+
+/// What to do with reports.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Tell the shares of one run as one; fails when one is missing, is there twice or overlaps another
+    Merge {
+        /// Reports, or directories of runs
+        #[arg(required = true, value_name = "FILE|DIR")]
+        reports: Vec<PathBuf>,
+        /// Write the results to this file in JUnit's form
+        #[arg(long, value_name = "FILE")]
+        junit: Option<PathBuf>,
+    },
+    /// Tell a run again, the last one if none is named
+    Show {
+        /// Name of a run, or a report
+        run: Option<String>,
+    },
+    /// List what ended otherwise in the second run than in the first
+    Compare {
+        /// Name of a run, or a report
+        before: String,
+        /// Another
+        after: String,
+    },
+}
+
+/// Does it; the exit code is that of the run which is told.
+///
+/// # Errors
+/// When a report cannot be read.
+pub fn run(workspace: &Workspace, action: &Action) -> Result<ExitCode> {
+    match action {
+        Action::Merge { reports, junit } => {
+            let shards =
+                reports.iter().map(|path| Shard::read(path)).collect::<Result<Vec<_>>>()?;
+            match shard::merge(&shards) {
+                Ok(whole) => tell(workspace, &whole, junit.as_deref()),
+                Err(error) => {
+                    say(&format!("vm-report: {error:#}"));
+                    Ok(exit::ACCOUNTING.into())
+                }
+            }
+        }
+        Action::Show { run } => {
+            tell(workspace, &find(workspace, run.as_deref().unwrap_or(""))?, None)
+        }
+        Action::Compare { before, after } => {
+            let changes = shard::changes(&find(workspace, before)?, &find(workspace, after)?);
+            changes.iter().for_each(|line| println!("{line}"));
+            println!("vm-report: {} differ", changes.len());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn tell(workspace: &Workspace, shard: &Shard, junit: Option<&Path>) -> Result<ExitCode> {
+    let differences = Differences::of(workspace.root())?;
+    let human = Human::new(differences.clone(), Format::Human);
+    let ends = [shard.end()];
+    let ended = Ended {
+        plan: &shard.plan,
+        ends: &ends,
+        differences: &differences,
+        wrong_lists: shard.wrong_lists.clone(),
+        rounds: shard.rounds,
+        human: &human,
+        verb: "vm-report",
+    };
+    human.finish();
+    Ok(ended.tell(false, junit)?.into())
+}
+
+/// A report by its path, or that of the last run whose name ends so.
+fn find(workspace: &Workspace, name: &str) -> Result<Shard> {
+    let path = Path::new(name);
+    if !name.is_empty() && path.exists() {
+        return Shard::read(path);
+    }
+    let runs = rundir::runs(workspace)?;
+    let fits = |path: &&PathBuf| {
+        path.to_string_lossy().ends_with(name) && path.join(shard::REPORT).is_file()
+    };
+    let found = runs.iter().rev().find(fits);
+    Shard::read(found.with_context(|| format!("no run \"{name}\" has a report"))?)
+}
