@@ -115,7 +115,7 @@ fn kill_9_at_each_step_leaves_what_cleanup_removes(t: &Guest) -> Result<()> {
 }
 
 /// Waits until a process of ours has stopped, or says that it did not.
-fn stopped(pid: u32) -> Result<()> {
+pub(crate) fn stopped(pid: u32) -> Result<()> {
     use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
     let pid = Pid::from_raw(i32::try_from(pid)?).context("a process without number")?;
     let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;

@@ -42,10 +42,9 @@ fn xfs_is_mounted(t: &Guest) -> Result<()> {
         .sh("grep -c ' / xfs rw' /proc/self/mounts; touch /new")?
         .prints("1")?;
     container(t, image.path()).sh("test -e /new && echo done")?.prints("done")?;
-    let before = image.checksum()?;
     container(t, image.path()).arg("--read-only").sh("! touch /x && echo done")?.prints("done")?;
-    container(t, image.path()).args(["-x"]).sh("touch /x && echo done")?.prints("done")?;
-    ensure!(image.checksum()? == before, "the image was changed");
+    container(t, image.path()).arg("-x").sh("touch /x && echo done")?.prints("done")?;
+    container(t, image.path()).sh("! test -e /x && echo done")?.prints("done")?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use harness::case::Need;
@@ -14,6 +15,7 @@ use rustix::fs::XattrFlags;
 use rustix::process::Signal;
 
 use crate::image::{EXT4, LOOP, OURS, container, disk, root};
+use crate::image_cleanup::stopped;
 
 const TOOL: Need = Need::Tool("veritysetup");
 const VERITY: Need = Need::Module("dm-verity");
@@ -31,6 +33,8 @@ cases![
     a_signature_that_nobody_trusts_is_refused: [OURS, LOOP, EXT4, TOOL, VERITY],
     a_throw_away_run_covers_what_is_verified: [OURS, LOOP, EXT4, TOOL, VERITY],
     a_killed_run_leaves_no_device: [OURS, LOOP, EXT4, TOOL, VERITY],
+    a_device_that_was_not_marked_yet_is_collected: [OURS, LOOP, EXT4, TOOL, VERITY,
+        Need::Tool("dmsetup")],
     a_missing_device_mapper_is_explained: [OURS, LOOP, EXT4, TOOL, VERITY],
     a_directory_has_no_root_hash,
 ];
@@ -247,6 +251,31 @@ fn a_killed_run_leaves_no_device(t: &Guest) -> Result<()> {
     running.signal(Signal::KILL)?;
     running.end()?;
     with().sh("echo done")?.prints("done")?;
+    Ok(())
+}
+
+/// R8: killed before the kernel was told that the device goes with its user. Those of others stay.
+fn a_device_that_was_not_marked_yet_is_collected(t: &Guest) -> Result<()> {
+    let (image, hash) = in_one(t)?;
+    let dmsetup = |words: &[&str]| -> Result<String> {
+        let done = Command::new("dmsetup").args(words).output().context("running dmsetup")?;
+        ensure!(done.status.success(), "dmsetup: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    };
+    let mut running = container(t, image.path())
+        .arg(format!("--root-hash={hash}"))
+        .caller_env("RSPAWN_STOP_AT", "device-made")
+        .start("true")?;
+    stopped(running.pid())?;
+    running.signal(Signal::KILL)?;
+    running.end()?;
+    dmsetup(&["create", "another", "--notable"])?;
+    let before = dmsetup(&["ls"])?;
+    container(t, image.path()).arg("--cleanup").run(&[])?.succeeds()?;
+    let after = dmsetup(&["ls"])?;
+    dmsetup(&["remove", "another"])?;
+    ensure!(before.contains("rspawn."), "there was nothing to collect: {before}");
+    ensure!(!after.contains("rspawn.") && after.contains("another"), "there is: {after}");
     Ok(())
 }
 
