@@ -2,6 +2,7 @@
 //! `--status-fd=` names. What is told them is decided here, once for both.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -35,9 +36,9 @@ impl Audience {
     }
 
     /// The payload was executed, in a container whose process 1 is `leader` outside (DEF-06); `root` is where its
-    /// tree comes from.
-    pub fn started(&mut self, leader: libc::pid_t, machine: &str, root: &str) {
-        self.log.tell(&Event::Started { leader, machine, root });
+    /// tree comes from, and `refused` says which ways to it did not bear.
+    pub fn started(&mut self, leader: libc::pid_t, machine: &str, root: &str, refused: &[String]) {
+        self.log.tell(&Event::Started { leader, machine, root, refused });
         self.manager.tell(&format!("STATUS=Container running.\nX_NSPAWN_LEADER_PID={leader}"));
     }
 
@@ -72,6 +73,11 @@ impl Audience {
                 Event::Exited { code: None, signal: Some(signal), exit_code }
             }
         });
+    }
+
+    /// What the run has written stays there.
+    pub fn kept(&mut self, path: &Path) {
+        self.log.tell(&Event::Kept { path: &path.to_string_lossy() });
     }
 
     /// Nothing ran, or we gave up on it, and exit with this code (RUN-16).

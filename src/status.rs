@@ -23,6 +23,9 @@ pub enum Event<'a> {
         machine: &'a str,
         /// Where its tree comes from: `directory`, or the rung of a throw-away layer.
         root: &'a str,
+        /// Which rungs were tried before, each with the reason why it did not bear.
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        refused: &'a [String],
     },
     /// It is ready: at once, or with `--notify-ready=yes` when it says so.
     Ready,
@@ -38,6 +41,11 @@ pub enum Event<'a> {
         signal: Option<i32>,
         /// Ours.
         exit_code: u8,
+    },
+    /// It has ended, and what it has written stays.
+    Kept {
+        /// The directory that holds it.
+        path: &'a str,
     },
     /// It could not be started, or not be kept running.
     Failed {
@@ -97,9 +105,14 @@ mod tests {
 
     #[rstest]
     #[case(
-        Event::Started { leader: 7, machine: "m", root: "overlay" },
-        r#"{"event":"started","leader":7,"machine":"m","root":"overlay"}"#
+        Event::Started { leader: 7, machine: "m", root: "snapshot", refused: &[] },
+        r#"{"event":"started","leader":7,"machine":"m","root":"snapshot"}"#
     )]
+    #[case(
+        Event::Started { leader: 7, machine: "m", root: "overlay", refused: &["a: b".to_owned()] },
+        r#"{"event":"started","leader":7,"machine":"m","root":"overlay","refused":["a: b"]}"#
+    )]
+    #[case(Event::Kept { path: "/a" }, r#"{"event":"kept","path":"/a"}"#)]
     #[case(Event::Ready, r#"{"event":"ready"}"#)]
     #[case(Event::Reboot, r#"{"event":"reboot"}"#)]
     #[case(

@@ -5,15 +5,21 @@
 //! is written (SNP-50).
 
 mod attach;
+mod copy;
 pub mod discover;
 pub mod filesystem;
 pub mod gpt;
 mod image;
+mod kept;
+mod ladder;
 mod layer;
 mod lock;
 mod loop_device;
+mod memory;
 mod pivot;
 mod remove;
+mod subvolume;
+mod template;
 mod throwaway;
 mod volatile;
 
@@ -27,19 +33,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
 use self::discover::{Programs, Role};
 use self::image::{Image, Part};
+use self::ladder::Layer;
 use self::throwaway::{Throwaway, Wanted};
-use crate::errors::{hinted, warn};
+use crate::errors::{Verbosity, hinted, warn};
 use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
+use crate::integration;
 use crate::mounts;
-use crate::settings::value::{ImagePolicy, Volatile};
+use crate::settings::value::{EphemeralReboot, ImagePolicy, Volatile};
 use crate::spec::{Knobs, Spec, Start};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
@@ -60,10 +68,17 @@ pub enum RootSpec {
         of: PathBuf,
         /// Whether the container may write to the layer.
         access: Access,
-        /// The ways to try, in this order.
-        rungs: Vec<Rung>,
-        /// Where the layer is made if not next to the source, in this order.
-        elsewhere: Vec<PathBuf>,
+        /// How it is made, and what becomes of it.
+        layer: LayerSpec,
+    },
+    /// A directory that is filled from a template if it does not exist (SNP-30).
+    Template {
+        /// Canonical but for its last component, if it does not exist.
+        path: PathBuf,
+        /// The template, canonical.
+        from: PathBuf,
+        /// Whether the container may write to the directory.
+        access: Access,
     },
     /// The file systems of a disk image (IMG-01).
     Image {
@@ -76,6 +91,32 @@ pub enum RootSpec {
         /// How it is kept from being changed, if it is.
         throw_away: Option<Ladder>,
     },
+}
+
+/// A throw-away layer over a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// The ways to try, and where.
+    pub ladder: Ladder,
+    /// Whether it is made next to the source if that is possible.
+    pub beside: bool,
+    /// What a reboot of the container leaves of it.
+    pub on_reboot: EphemeralReboot,
+    /// Whether it stays when the run fails, and where.
+    pub on_failure: Keep,
+    /// What /etc/hostname of a layer in memory says, if not what the source says (TMP-07).
+    pub hostname: Option<String>,
+}
+
+/// What becomes of a layer when its run fails (`--keep-on-failure`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It is thrown away.
+    No,
+    /// It stays where it is.
+    There,
+    /// It is moved to this directory, canonical.
+    In(PathBuf),
 }
 
 /// Ways to something that is thrown away.
@@ -91,7 +132,9 @@ impl RootSpec {
     /// The directory or image that the user named.
     pub fn source(&self) -> &Path {
         match self {
-            Self::Directory { path, .. } | Self::Image { path, .. } => path,
+            Self::Directory { path, .. }
+            | Self::Image { path, .. }
+            | Self::Template { path, .. } => path,
             Self::Ephemeral { of, .. } => of,
         }
     }
@@ -101,6 +144,7 @@ impl RootSpec {
         match self {
             Self::Directory { access, .. }
             | Self::Ephemeral { access, .. }
+            | Self::Template { access, .. }
             | Self::Image { access, .. } => *access,
         }
     }
@@ -124,10 +168,12 @@ pub enum Rung {
     Snapshot,
     /// An overlay whose upper layer is a directory of ours.
     Overlay,
-    /// A copy of an image that shares its blocks until they are written (SNP-20).
+    /// A copy that shares its blocks until they are written (SNP-11, SNP-20).
     Reflink,
-    /// A copy of an image.
+    /// A copy.
     Copy,
+    /// An overlay whose upper layer is in memory (TMP-01).
+    Tmpfs,
 }
 
 impl fmt::Display for Rung {
@@ -137,6 +183,7 @@ impl fmt::Display for Rung {
             Self::Overlay => "overlay",
             Self::Reflink => "reflink copy",
             Self::Copy => "copy",
+            Self::Tmpfs => "tmpfs",
         })
     }
 }
@@ -155,7 +202,14 @@ pub struct Root {
 #[derive(Debug)]
 enum Source {
     Directory(OwnedFd),
-    Layer(OwnedFd, layer::Layer),
+    Layer {
+        /// Canonical.
+        path: PathBuf,
+        of: OwnedFd,
+        layer: Option<Layer>,
+        /// The mount for the first run.
+        first: Option<OwnedFd>,
+    },
     Image {
         image: Image,
         holder: Option<Rc<layer::Holder>>,
@@ -179,6 +233,15 @@ impl Root {
             (Some(Rung::Overlay), _) => "overlay",
             (Some(Rung::Reflink), _) => "reflink",
             (Some(Rung::Copy), _) => "copy",
+            (Some(Rung::Tmpfs), _) => "tmpfs",
+        }
+    }
+
+    /// Which rungs of a throw-away layer were tried before, each with the reason why it did not bear.
+    pub fn refused(&self) -> &[String] {
+        match &self.source {
+            Source::Layer { layer: Some(layer), .. } => layer.refused(),
+            _ => &[],
         }
     }
 
@@ -186,15 +249,21 @@ impl Root {
     pub fn directory(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Directory(tree) => Some(tree.as_fd()),
-            Source::Layer(..) | Source::Image { .. } => None,
+            Source::Layer { .. } | Source::Image { .. } => None,
         }
     }
 
     /// New mounts of the root, attached nowhere yet, for one run of the container.
-    pub fn mounted(&mut self) -> Result<Mounted> {
+    ///
+    /// # Errors
+    /// When the kernel makes none, or a layer that a reboot throws away cannot be made anew.
+    pub fn mounted(&mut self, spec: &Spec) -> Result<Mounted> {
         let tree = match &mut self.source {
             Source::Directory(tree) => mounts::detached_copy(tree.as_fd())?,
-            Source::Layer(tree, layer) => layer.mounted(tree.as_fd())?,
+            Source::Layer { path, of, layer, first } => match first.take() {
+                Some(first) => first,
+                None => again(path, of.as_fd(), layer, spec)?,
+            },
             Source::Image { image, holder, first } => {
                 let parts = first.take().map_or_else(|| image.mounted(), Ok)?;
                 return Ok(Mounted { parts, holder: holder.clone(), programs: image.programs() });
@@ -203,6 +272,73 @@ impl Root {
         let root = Part { role: Role::Root, mount: tree, can_be_covered: true };
         Ok(Mounted { parts: vec![root], holder: None, programs: Programs::Native })
     }
+
+    /// Lets go of it after the last run. A layer whose run has failed stays if that was asked for; returns where.
+    ///
+    /// # Errors
+    /// When it should stay and cannot.
+    pub fn close(mut self, spec: &Spec, failed: bool) -> Result<Option<PathBuf>> {
+        let Source::Layer { path, layer, .. } = &mut self.source else { return Ok(None) };
+        let (Some(layer), RootSpec::Ephemeral { layer: asked, .. }) = (layer.take(), &spec.root)
+        else {
+            return Ok(None);
+        };
+        if !failed || asked.on_failure == Keep::No {
+            layer.close();
+            return Ok(None);
+        }
+        let Some(holder) = layer.into_holder() else { return Ok(None) };
+        let there = holder.path().parent().unwrap_or(Path::new("/")).to_owned();
+        let place = match (&asked.on_failure, asked.ladder.elsewhere.first()) {
+            (Keep::In(place), _) => place.clone(),
+            // In its own source it would be a part of that from now on.
+            (_, Some(elsewhere)) if there == *path => elsewhere.clone(),
+            _ => there,
+        };
+        let kept = kept::keep(holder, &place, &spec.machine);
+        kept.map(Some).with_context(|| format!("keeping what was written, in {}", place.display()))
+    }
+}
+
+/// The mount for another run, of the same layer or of a new one.
+fn again(
+    path: &Path,
+    source: BorrowedFd<'_>,
+    layer: &mut Option<Layer>,
+    spec: &Spec,
+) -> Result<OwnedFd> {
+    let RootSpec::Ephemeral { access, layer: asked, .. } = &spec.root else {
+        bail!("a bug in rspawn: a layer that nobody asked for");
+    };
+    match layer {
+        Some(layer) if asked.on_reboot == EphemeralReboot::Keep => layer.mounted(path, source),
+        _ => {
+            if let Some(layer) = layer.take() {
+                layer.close();
+            }
+            let (made, mount) = new_layer(path, source, *access, asked, spec)?;
+            *layer = Some(made);
+            Ok(mount)
+        }
+    }
+}
+
+/// A layer and its first mount.
+fn new_layer(
+    path: &Path,
+    source: BorrowedFd<'_>,
+    access: Access,
+    layer: &LayerSpec,
+    spec: &Spec,
+) -> Result<(Layer, OwnedFd)> {
+    let wanted = ladder::Wanted { path, source, access, layer, verbosity: spec.verbosity };
+    let mut made = ladder::make(&wanted)?;
+    let mount = made.mounted(path, source)?;
+    if let Some(name) = layer.hostname.as_ref().filter(|_| made.rung() == Rung::Tmpfs) {
+        let root = mount.try_clone().context("keeping hold of the layer")?;
+        integration::put_host_name(&InRoot::new(root), name)?;
+    }
+    Ok((made, mount))
 }
 
 /// Finds, checks and locks the root, and makes the layer of an ephemeral one.
@@ -215,19 +351,32 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
     let verbosity = *verbosity;
     let path = spec.root.source();
     match &spec.root {
-        RootSpec::Directory { access, .. } => {
-            let (source, machine_id) = tree(path, spec)?;
-            let locks = match knobs.locks {
-                true => lock::tree(path, source.as_fd(), *access)?,
-                false => Vec::new(),
-            };
-            Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
+        RootSpec::Directory { access, .. } => directory(path, *access, spec),
+        RootSpec::Template { from, access, .. } => {
+            if template::exists(path)? {
+                if verbosity >= Verbosity::Normal {
+                    template::tell_that_it_exists(path, from);
+                }
+            } else {
+                // Before it is copied (DEF-14).
+                let (source, _) = tree(from, spec)?;
+                let wanted = template::Wanted { path, template: from, access: *access, verbosity };
+                template::fill(&wanted, source.as_fd()).with_context(|| {
+                    format!(
+                        "filling \"{}\" from the template \"{}\"",
+                        path.display(),
+                        from.display()
+                    )
+                })?;
+            }
+            directory(path, *access, spec)
         }
-        RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
-            let (source, machine_id) = tree(path, spec)?;
-            let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
-            let rung = Some(layer.rung());
-            Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
+        RootSpec::Ephemeral { access, layer, .. } => {
+            let (of, machine_id) = tree(path, spec)?;
+            let (made, first) = new_layer(path, of.as_fd(), *access, layer, spec)?;
+            let (rung, path) = (Some(made.rung()), path.to_owned());
+            let source = Source::Layer { path, of, layer: Some(made), first: Some(first) };
+            Ok(Root { source, rung, machine_id, _locks: Vec::new() })
         }
         RootSpec::Image { access, policy, throw_away, .. } => {
             let policy = policy.as_ref();
@@ -256,6 +405,16 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
             Ok(Root { source, rung, machine_id, _locks: locks })
         }
     }
+}
+
+/// A directory as it is.
+fn directory(path: &Path, access: Access, spec: &Spec) -> Result<Root> {
+    let (source, machine_id) = tree(path, spec)?;
+    let locks = match spec.knobs.locks {
+        true => lock::tree(path, source.as_fd(), access)?,
+        false => Vec::new(),
+    };
+    Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
 }
 
 /// A directory that holds an OS tree, and the id that it has. What becomes the root is what counts (I-11).

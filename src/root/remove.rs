@@ -5,13 +5,16 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, RenameFlags, unlinkat};
 use rustix::io::Errno;
 
 use crate::sys::btrfs;
 
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// How many directories are open at a time. A container can nest more than a process can open.
+const MOST_LEVELS: usize = 128;
 
 /// A directory that is being emptied.
 struct Level {
@@ -27,6 +30,7 @@ struct Level {
 pub(crate) fn tree(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     let mut levels: Vec<Level> = Vec::new();
     let mut next = Some(name.to_owned());
+    let mut lifted = 0_u64;
     loop {
         let above = levels.last().map_or(parent, |level| level.dir.as_fd());
         if let Some(name) = next.take() {
@@ -38,6 +42,13 @@ pub(crate) fn tree(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         }
         let Some(level) = levels.last_mut() else { return Ok(()) };
         next = level.subdirectories.pop();
+        if let Some(name) = next.as_ref().filter(|_| levels.len() >= MOST_LEVELS)
+            && lift(&mut levels, name, lifted)
+        {
+            lifted += 1;
+            next = None;
+            continue;
+        }
         if next.is_some() {
             continue;
         }
@@ -49,6 +60,19 @@ pub(crate) fn tree(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Moves a directory that is too deep to the top, for later. Returns whether that was possible: what is not, such as
+/// for a subvolume that is read-only, is removed where it is.
+fn lift(levels: &mut [Level], name: &CStr, number: u64) -> bool {
+    let [top, .., level] = levels else { return false };
+    let place = CString::new(format!(".#rspawn.deep-{number}")).expect("it has no NUL");
+    let flags = RenameFlags::NOREPLACE;
+    let moved = rustix::fs::renameat_with(&level.dir, name, &top.dir, &place, flags).is_ok();
+    if moved {
+        top.subdirectories.push(place);
+    }
+    moved
 }
 
 /// Opens a directory, removes its files and lists its directories. `None` when it is gone, or went
@@ -144,6 +168,21 @@ mod tests {
         tree(parent.as_fd(), c"tree").unwrap();
         assert!(!dir.path().join("tree").exists());
         assert!(kept.join("file").exists());
+    }
+
+    #[test]
+    fn a_tree_deeper_than_a_process_can_open_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = fs::File::open(dir.path()).unwrap();
+        rustix::fs::mkdirat(&parent, "tree", Mode::RWXU).unwrap();
+        let mut level = rustix::fs::openat(&parent, "tree", OPEN_DIR, Mode::empty()).unwrap();
+        for _ in 0..5000 {
+            rustix::fs::mkdirat(&level, "d", Mode::RWXU).unwrap();
+            level = rustix::fs::openat(&level, "d", OPEN_DIR, Mode::empty()).unwrap();
+        }
+        drop(level);
+        tree(parent.as_fd(), c"tree").unwrap();
+        assert!(!dir.path().join("tree").exists());
     }
 
     #[test]

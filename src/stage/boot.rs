@@ -60,6 +60,7 @@ pub(super) struct Boot<'a> {
     audience: &'a mut Audience,
     /// Where the tree comes from, for those who are told.
     root: &'static str,
+    other_ways: Vec<String>,
     outer: Option<Child>,
     inner: Option<Child>,
     /// Whom the inbox listens to: the payload, also if that is not process 1.
@@ -88,7 +89,7 @@ impl<'a> Boot<'a> {
         audience: &'a mut Audience,
     ) -> Result<Self> {
         let ids = session.ids()?;
-        let root = session.root().mounted()?;
+        let root = session.root().mounted(spec)?;
         let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
         let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
         let inbox = Inbox::new()?;
@@ -113,6 +114,7 @@ impl<'a> Boot<'a> {
             spec,
             audience,
             root: session.root().way(),
+            other_ways: session.root().refused().to_vec(),
             outer: Some(child),
             inner: None,
             speaker: 0,
@@ -253,7 +255,7 @@ impl<'a> Boot<'a> {
     /// The payload was released (DEF-06).
     fn tell_start(&mut self) {
         let Some(inner) = &self.inner else { return };
-        self.audience.started(inner.pid, &self.spec.machine, self.root);
+        self.audience.started(inner.pid, &self.spec.machine, self.root, &self.other_ways);
         if !self.spec.notify_ready {
             self.audience.ready();
         }

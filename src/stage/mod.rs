@@ -23,6 +23,7 @@
 
 mod boot;
 mod children;
+mod errand;
 mod exec;
 mod fork;
 mod getent;
@@ -35,6 +36,7 @@ mod stub;
 mod supervisor;
 mod user;
 
+pub(crate) use errand::errand;
 pub use fork::{Child, Parent, fork};
 pub use stub::is_available as has_stub;
 pub use supervisor::run;
