@@ -10,14 +10,18 @@ mod bind;
 mod caps;
 mod cleanup;
 mod console;
+mod copy;
 mod credentials;
 mod devices;
 mod directory;
 mod environment;
 mod ephemeral;
+mod ephemeral_tmpfs;
 mod errors;
+mod exact;
 mod exit;
 mod explain;
+mod halted;
 mod hostile;
 mod image;
 mod image_boot;
@@ -38,8 +42,10 @@ mod refused;
 mod runhost;
 mod security;
 mod settings;
+mod snapshot;
 mod stacked;
 mod status;
+mod template;
 mod tmpfs;
 mod user;
 mod volatile;
@@ -58,6 +64,10 @@ const SUITE: Suite = Suite {
         overlay::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        ephemeral_tmpfs::CASES,
+        snapshot::CASES,
+        template::CASES,
+        copy::CASES,
         image::CASES,
         image_boot::CASES,
         image_ephemeral::CASES,
