@@ -2,6 +2,7 @@
 //! a link, without leaving its file system's subvolumes, and without recursion on the stack.
 
 use std::ffi::{CStr, CString};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
@@ -80,13 +81,15 @@ fn lift(levels: &mut [Level], name: &CStr, number: u64) -> bool {
 fn enter(parent: BorrowedFd<'_>, name: CString) -> Result<Option<Level>> {
     let shown = || format!("emptying {name:?}");
     // Fast, and the only way for a subvolume that is read-only.
-    if btrfs::destroy(parent, &name).is_ok() {
-        return Ok(None);
-    }
+    let Err(refusal) = btrfs::destroy(parent, &name) else { return Ok(None) };
     let dir = match rustix::fs::openat(parent, &name, OPEN_DIR, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(None),
         other => other.with_context(shown)?,
     };
+    if refusal.kind() == ErrorKind::DirectoryNotEmpty {
+        // It is a subvolume with others in it, which cannot be taken out of one that is read-only.
+        btrfs::make_writable(&dir).with_context(shown)?;
+    }
     let mut subdirectories = Vec::new();
     for entry in Dir::read_from(&dir).with_context(shown)? {
         let entry = entry.with_context(shown)?;

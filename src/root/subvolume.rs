@@ -83,7 +83,7 @@ pub(super) fn snapshot(
     if read_only {
         // Nothing is put into any of them any more.
         for pair in finished {
-            btrfs::set_read_only(&pair.to).context("making the snapshot read-only")?;
+            btrfs::make_read_only(&pair.to).context("making the snapshot read-only")?;
         }
     }
     Ok(made)

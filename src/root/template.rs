@@ -148,7 +148,7 @@ fn place_at(holder: &layer::Holder, parent: BorrowedFd<'_>, name: &OsStr) -> Res
 fn protect(tree: BorrowedFd<'_>) -> Result<()> {
     let tree = layer::reopen(tree)?;
     if subvolume::is_one(tree.as_fd())? {
-        return Ok(btrfs::set_read_only(&tree)?);
+        return Ok(btrfs::make_read_only(&tree)?);
     }
     if let Ok(flags) = rustix::fs::ioctl_getflags(&tree) {
         // A wish: the container only reads it anyway.

@@ -52,11 +52,21 @@ pub fn destroy(parent: impl AsFd, name: &CStr) -> io::Result<()> {
 }
 
 /// Makes a subvolume read-only, by a descriptor of its top directory.
-pub fn set_read_only(subvolume: impl AsFd) -> io::Result<()> {
+pub fn make_read_only(subvolume: impl AsFd) -> io::Result<()> {
+    let mut flags = flags(&subvolume)? | u64::from(BTRFS_SUBVOL_RDONLY);
+    call(&subvolume, BTRFS_IOC_SUBVOL_SETFLAGS, &mut flags)
+}
+
+/// Makes a subvolume writable, by a descriptor of its top directory.
+pub fn make_writable(subvolume: impl AsFd) -> io::Result<()> {
+    let mut flags = flags(&subvolume)? & !u64::from(BTRFS_SUBVOL_RDONLY);
+    call(&subvolume, BTRFS_IOC_SUBVOL_SETFLAGS, &mut flags)
+}
+
+fn flags(subvolume: impl AsFd) -> io::Result<u64> {
     let mut flags = 0_u64;
     call(&subvolume, BTRFS_IOC_SUBVOL_GETFLAGS, &mut flags)?;
-    flags |= u64::from(BTRFS_SUBVOL_RDONLY);
-    call(&subvolume, BTRFS_IOC_SUBVOL_SETFLAGS, &mut flags)
+    Ok(flags)
 }
 
 /// The subvolumes directly in the one whose top directory this is (Linux 4.18).
