@@ -29,6 +29,8 @@ pub struct Host {
     pub os_release: fn() -> Option<String>,
     /// Whether the kernel has SELinux, and it is in use.
     pub selinux: fn() -> bool,
+    /// Whether the kernel has user namespaces (user_namespaces(7)).
+    pub user_namespaces: fn() -> bool,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -53,6 +55,7 @@ impl Host {
             variable: |name| std::env::var_os(name),
             os_release,
             selinux,
+            user_namespaces: || Path::new("/proc/self/uid_map").exists(),
             canonical: |path| std::fs::canonicalize(path),
         }
     }

@@ -13,17 +13,19 @@ use crate::ids::{self, Id, Ids};
 use crate::mounts::Scratch;
 use crate::root::{self, Access, Root};
 use crate::security::caps::CapSet;
-use crate::spec::{Spec, Start};
+use crate::spec::{Spec, Start, Users};
 use crate::undo::Undo;
+use crate::userns;
 
 /// Fields go in this order: what was made is removed while its lock is still held.
 #[derive(Debug)]
 pub struct Session {
     undo: Undo,
     scratch: Scratch,
-    /// Once it is known whether there is one.
-    cgroup: Option<Option<Cgroup>>,
+    cgroup: Option<Cgroup>,
     root: Root,
+    /// Locked as long as the tree, which may have been given to them.
+    _users: Option<userns::Ids>,
     machine_id: Id,
     credentials: Vec<Credential>,
     machine_id_stays: bool,
@@ -36,7 +38,11 @@ impl Session {
     /// When the root cannot be acquired; whatever was made by then is removed again.
     pub fn open(spec: &Spec, credentials: Vec<Credential>) -> Result<Self> {
         let mut undo = Undo::default();
-        let root = root::acquire(spec, &mut undo)?;
+        let mut root = root::acquire(spec, &mut undo)?;
+        let users = match &spec.users {
+            Users::Host => None,
+            Users::Private { ids, .. } => Some(userns::settle(ids, &spec.machine, root.owner()?)?),
+        };
         // An id of the tree counts more than one that was asked for (P-01).
         let given = root.machine_id().or(spec.uuid.as_ref()).cloned();
         let machine_id_stays = given.is_some();
@@ -44,8 +50,17 @@ impl Session {
         // Nothing is made in a tree that is only read.
         let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
-        let cgroup = None;
-        Ok(Self { undo, scratch, cgroup, root, machine_id, machine_id_stays, credentials })
+        let cgroup = own_cgroup(spec, &mut undo);
+        Ok(Self {
+            undo,
+            scratch,
+            cgroup,
+            root,
+            _users: users,
+            machine_id,
+            machine_id_stays,
+            credentials,
+        })
     }
 
     /// The ids of a new run.
@@ -64,10 +79,16 @@ impl Session {
         &self.scratch
     }
 
-    /// The cgroup that the container's processes are in, if it has one of its own; made when it is first asked for.
-    pub(crate) fn cgroup(&mut self, spec: &Spec) -> Option<BorrowedFd<'_>> {
-        let cgroup = self.cgroup.get_or_insert_with(|| own_cgroup(spec, &mut self.undo));
-        cgroup.as_ref().map(AsFd::as_fd)
+    /// The cgroup that the container's processes are in, if it has one of its own.
+    pub(crate) fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Guards the devices by the container's cgroup. Returns whether it has one that does.
+    pub(crate) fn guard_devices(&mut self, spec: &Spec) -> bool {
+        let Some(cgroup) = &mut self.cgroup else { return false };
+        let guarded = cgroup.guard(&cgroup::devices_of(&spec.mounts));
+        guarded.inspect_err(|error| without_cgroup(spec, error)).is_ok()
     }
 
     /// What was read of the credentials, for a run.
@@ -93,13 +114,11 @@ fn own_cgroup(spec: &Spec, undo: &mut Undo) -> Option<Cgroup> {
     if !init && !spec.capabilities.contains(CapSet::MKNOD) {
         return None;
     }
-    match Cgroup::create(&spec.machine, &cgroup::devices_of(&spec.mounts), undo) {
-        Ok(cgroup) => Some(cgroup),
-        Err(error) => {
-            if spec.verbosity == Verbosity::Verbose {
-                eprintln!("rspawn: no cgroup of its own for the container: {error:#}");
-            }
-            None
-        }
+    Cgroup::create(&spec.machine, undo).inspect_err(|error| without_cgroup(spec, error)).ok()
+}
+
+fn without_cgroup(spec: &Spec, error: &anyhow::Error) {
+    if spec.verbosity == Verbosity::Verbose {
+        eprintln!("rspawn: no cgroup of its own for the container: {error:#}");
     }
 }

@@ -246,8 +246,8 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Which host boot and QEMU binary a verdict is valid for: the binary by size and time, as asking it takes 30 ms.
-fn machine_id() -> String {
+/// Which host boot and QEMU binary a verdict, or a guest's saved state, is valid for: the binary by size and time, as asking it takes 30 ms.
+pub(crate) fn machine_id() -> String {
     let qemu = tool::find("qemu-system-x86_64").and_then(|path| fs::metadata(path).ok());
     let qemu = qemu.map(|meta| (meta.len(), meta.modified().ok()));
     format!("{} {qemu:?}", boot_id())

@@ -2,7 +2,7 @@
 //!
 //! Invariants: an entry's name holds the hash of everything it was made from; an entry that exists is whole (it is
 //! built beside and renamed); whoever builds an entry holds its lock, so two runs do not build it twice; a build
-//! that was killed leaves only a `.tmp` directory, which the next build of that entry removes.
+//! that was killed leaves only a `.tmp` directory, which the next build of that entry removes, and [`Store::sweep`].
 
 use std::fs;
 use std::io;
@@ -115,11 +115,7 @@ impl Store {
         let id = format!("{name}-{}", key.hex());
         let path = self.dir.join(&id);
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
-        let lock_path = self.dir.join(format!(".{id}.lock"));
-        let lock = fs::File::create(&lock_path)
-            .with_context(|| format!("making {}", lock_path.display()))?;
-        flock(lock.as_fd(), FlockOperation::LockExclusive)
-            .with_context(|| format!("locking {id}"))?;
+        let _lock = self.lock(&id)?;
         if !path.is_dir() {
             let temporary = self.dir.join(format!(".{id}.tmp"));
             remove_tree(&temporary)?;
@@ -169,6 +165,72 @@ impl Store {
         Ok(found)
     }
 
+    /// Removes the entries whose names begin so, but for the `count` that were used last.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or an entry cannot be removed.
+    pub fn keep_newest(&self, beginning: &str, count: usize) -> Result<()> {
+        let mut found = self.list()?;
+        found.retain(|stored| stored.name.starts_with(beginning));
+        found.sort_by_key(|stored| std::cmp::Reverse(stored.used));
+        found.iter().skip(count).try_for_each(|stored| self.remove(&stored.name))
+    }
+
+    /// Removes an entry if it is there.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn discard(&self, name: &str, key: Key) -> Result<()> {
+        self.remove(&format!("{name}-{}", key.hex()))
+    }
+
+    fn remove(&self, id: &str) -> Result<()> {
+        // Out of sight in one step, so that nobody finds half of it.
+        let aside = self.dir.join(format!(".{id}.tmp"));
+        let _lock = self.lock(id)?;
+        remove_tree(&aside)?;
+        match fs::rename(self.dir.join(id), &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {id} from the store"))
+            }
+            _ => remove_tree(&aside),
+        }
+    }
+
+    /// Removes what killed builds left. What is being built is left alone.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or something cannot be removed.
+    pub fn sweep(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten() {
+            let entry = entry.with_context(|| format!("listing {}", self.dir.display()))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(id) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")) else {
+                continue;
+            };
+            let path = self.lock_path(id);
+            let lock =
+                fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
+            if flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive).is_ok() {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_path(&self, id: &str) -> PathBuf {
+        self.dir.join(format!(".{id}.lock"))
+    }
+
+    /// Waits for the entry's lock.
+    fn lock(&self, id: &str) -> Result<fs::File> {
+        let path = self.lock_path(id);
+        let lock = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        flock(lock.as_fd(), FlockOperation::LockExclusive)
+            .with_context(|| format!("locking {id}"))?;
+        Ok(lock)
+    }
+
     /// Removes what was not used for `age`, and what killed builds left. Returns the names.
     ///
     /// # Errors
@@ -177,7 +239,7 @@ impl Store {
         let mut removed = Vec::new();
         let limit = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
         for stored in self.list()?.into_iter().filter(|stored| stored.used < limit) {
-            remove_tree(&stored.path)?;
+            self.remove(&stored.name)?;
             removed.push(stored.name);
         }
         Ok(removed)
@@ -244,6 +306,43 @@ mod tests {
         fs::write(half.join("half"), "").unwrap();
         let path = store.entry("x", Key::of("test"), |_| Ok(())).unwrap();
         assert!(!path.join("half").exists());
+    }
+
+    #[test]
+    fn a_sweep_removes_what_a_killed_build_left_and_nothing_that_is_being_built() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().to_owned());
+        fs::create_dir(dir.path().join(".dead-0.tmp")).unwrap();
+        store
+            .entry("x", Key::of("test"), |at| {
+                store.sweep()?;
+                Ok(fs::write(at.join("f"), "")?)
+            })
+            .unwrap();
+        assert!(!dir.path().join(".dead-0.tmp").exists());
+    }
+
+    #[test]
+    fn the_last_used_entries_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().to_owned());
+        let day = Duration::from_secs(24 * 3600);
+        for (age, name) in ["t-new", "t-old", "t-older", "other"].iter().enumerate() {
+            let path = store.entry(name, Key::of("test"), |_| Ok(())).unwrap();
+            let used = SystemTime::now() - day * u32::try_from(age).unwrap();
+            fs::File::options()
+                .write(true)
+                .open(path.join(USED))
+                .unwrap()
+                .set_modified(used)
+                .unwrap();
+        }
+        store.keep_newest("t-", 2).unwrap();
+        let left = ["t-new", "t-old", "t-older", "other"]
+            .map(|name| store.lookup(name, Key::of("test")).is_some());
+        assert_eq!(left, [true, true, false, true]);
+        store.discard("t-new", Key::of("test")).unwrap();
+        assert!(store.lookup("t-new", Key::of("test")).is_none());
     }
 
     #[test]

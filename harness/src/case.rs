@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{Guest, Subject};
+use crate::shape::Shape;
 
 /// One behaviour, checked inside a guest.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +50,16 @@ pub enum Need {
     Module(&'static str),
     /// The case is about options that only this launcher has.
     Only(Subject),
+    /// The guest has this shape; [`Shape::Lean`] where a case says nothing.
+    Shape(Shape),
+    /// No other case ran in the guest before.
+    Fresh,
+    /// The guest has this much memory, in MiB, and is a fresh one.
+    Memory(u32),
+    /// The scratch disk has this size, in MiB, and the guest is a fresh one.
+    Disk(u32),
+    /// The case ends its guest and goes on in another ([`crate::report::event::Restart`]); the first is a fresh one.
+    Restart,
 }
 
 impl Need {
@@ -61,6 +72,11 @@ impl Need {
             Need::Tool(name) => ListedNeed::Tool(name.to_owned()),
             Need::Module(name) => ListedNeed::Module(name.to_owned()),
             Need::Only(subject) => ListedNeed::Only(subject),
+            Need::Shape(shape) => ListedNeed::Shape(shape),
+            Need::Fresh => ListedNeed::Fresh,
+            Need::Memory(mib) => ListedNeed::Memory(mib),
+            Need::Disk(mib) => ListedNeed::Disk(mib),
+            Need::Restart => ListedNeed::Restart,
         }
     }
 }
@@ -79,6 +95,16 @@ pub enum ListedNeed {
     Module(String),
     /// See [`Need::Only`].
     Only(Subject),
+    /// See [`Need::Shape`].
+    Shape(Shape),
+    /// See [`Need::Fresh`].
+    Fresh,
+    /// See [`Need::Memory`].
+    Memory(u32),
+    /// See [`Need::Disk`].
+    Disk(u32),
+    /// See [`Need::Restart`].
+    Restart,
 }
 
 /// A case as `vm --list-json` prints it: what the host plans with.

@@ -64,7 +64,7 @@ pub struct Locked {
 }
 
 /// A kernel that is ready to boot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Kernel {
     /// Name of its row.
     pub name: String,

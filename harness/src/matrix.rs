@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::{ListedNeed, Listing};
 use crate::guest::Subject;
+use crate::shape::Shape;
 
 /// One machine that cases run in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,12 +22,16 @@ pub struct Cell {
     pub fs: String,
     /// Who starts the containers.
     pub subject: Subject,
+    /// What boots.
+    #[serde(default)]
+    pub shape: Shape,
 }
 
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let subject = if self.subject == Subject::Nspawn { " nspawn" } else { "" };
-        write!(f, "{} {}{subject}", self.kernel, self.fs)
+        let shape = if self.shape == Shape::Systemd { " systemd" } else { "" };
+        write!(f, "{} {}{shape}{subject}", self.kernel, self.fs)
     }
 }
 
@@ -144,8 +149,11 @@ pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
     plan
 }
 
-/// Whether the cell's file system is one for the case.
+/// Whether the cell's shape and file system are those for the case.
 fn belongs(case: &Listing, cell: &Cell, axes: &Axes<'_>) -> bool {
+    if shape_of(case) != cell.shape {
+        return false;
+    }
     match wanted_fs(case) {
         Some(kind) => *kind == cell.fs,
         None if axes.every_fs => axes.fs.is_empty() || axes.fs.contains(&cell.fs),
@@ -158,8 +166,10 @@ fn cells(axes: &Axes<'_>) -> Vec<Cell> {
     for (kernel, version) in axes.kernels {
         for fs in axes.lane_fs {
             for &subject in axes.subjects {
-                let (kernel, fs) = (kernel.clone(), fs.clone());
-                cells.push(Cell { kernel, version: *version, fs, subject });
+                for shape in Shape::ALL {
+                    let (kernel, fs) = (kernel.clone(), fs.clone());
+                    cells.push(Cell { kernel, version: *version, fs, subject, shape });
+                }
             }
         }
     }
@@ -181,9 +191,68 @@ fn reason_to_skip(case: &Listing, cell: &Cell, fs: &[String]) -> Option<(SkipCod
     })
 }
 
-/// Splits big jobs, so that `guests` can work at the same time: a guest's boot costs about as much as three cases.
+/// Whether the case wants a guest that no other case ran in.
+#[must_use]
+pub fn wants_alone(case: &Listing) -> bool {
+    let alone = |need: &ListedNeed| match need {
+        ListedNeed::Fresh | ListedNeed::Memory(_) | ListedNeed::Disk(_) | ListedNeed::Restart => {
+            true
+        }
+        ListedNeed::Fs(_)
+        | ListedNeed::Kernel(..)
+        | ListedNeed::Tool(_)
+        | ListedNeed::Module(_)
+        | ListedNeed::Only(_)
+        | ListedNeed::Shape(_) => false,
+    };
+    case.needs.iter().any(alone)
+}
+
+impl Job {
+    /// Memory that its cases want of the guest, in MiB.
+    #[must_use]
+    pub fn memory_mib(&self) -> Option<u32> {
+        self.largest(|need| match need {
+            ListedNeed::Memory(mib) => Some(*mib),
+            _ => None,
+        })
+    }
+
+    /// Size that its cases want of the scratch disk, in MiB.
+    #[must_use]
+    pub fn disk_mib(&self) -> Option<u32> {
+        self.largest(|need| match need {
+            ListedNeed::Disk(mib) => Some(*mib),
+            _ => None,
+        })
+    }
+
+    fn largest(&self, figure: impl Fn(&ListedNeed) -> Option<u32>) -> Option<u32> {
+        self.cases.iter().flat_map(|case| &case.needs).filter_map(figure).max()
+    }
+}
+
+/// Takes the cases that want a guest of their own out of their jobs, each into one of its own.
+fn set_apart(jobs: Vec<Job>) -> (Vec<Job>, Vec<Job>) {
+    let mut together = Vec::new();
+    let mut alone = Vec::new();
+    for job in jobs {
+        let (single, shared): (Vec<_>, Vec<_>) = job.cases.into_iter().partition(wants_alone);
+        alone.extend(
+            single.into_iter().map(|case| Job { cell: job.cell.clone(), cases: vec![case] }),
+        );
+        if !shared.is_empty() {
+            together.push(Job { cell: job.cell, cases: shared });
+        }
+    }
+    (together, alone)
+}
+
+/// Splits big jobs, so that `guests` can work at the same time: a fresh guest costs about as much as a case, because
+/// nothing of it has been translated for the emulated processor yet. A case that wants a guest of its own gets one.
 #[must_use]
 pub fn split(jobs: Vec<Job>, guests: usize) -> Vec<Job> {
+    let (jobs, alone) = set_apart(jobs);
     let total: usize = jobs.iter().map(|job| job.cases.len()).sum();
     let share = total.div_ceil(guests.max(1)).max(6);
     let mut parts: Vec<Job> = Vec::new();
@@ -198,6 +267,7 @@ pub fn split(jobs: Vec<Job>, guests: usize) -> Vec<Job> {
     }
     // The longest first, so that the last guest to end ends early.
     parts.sort_by_key(|job| std::cmp::Reverse(job.cases.len()));
+    parts.extend(alone);
     parts
 }
 
@@ -216,6 +286,14 @@ fn wanted_fs(case: &Listing) -> Option<&String> {
         ListedNeed::Fs(kind) => Some(kind),
         _ => None,
     })
+}
+
+fn shape_of(case: &Listing) -> Shape {
+    let shape = |need: &ListedNeed| match need {
+        ListedNeed::Shape(shape) => Some(*shape),
+        _ => None,
+    };
+    case.needs.iter().find_map(shape).unwrap_or_default()
 }
 
 fn only(case: &Listing) -> Option<Subject> {
@@ -312,6 +390,18 @@ mod tests {
             (plan.skips[0].code, plan.skips[0].case.as_str()),
             (SkipCode::RefUnsupported, "o")
         );
+    }
+
+    #[test]
+    fn a_case_with_a_machine_of_its_own_shares_no_guest() {
+        let needs = [ListedNeed::Fresh, ListedNeed::Memory(512), ListedNeed::Disk(64)];
+        let mut cases = vec![case("a", &[]), case("b", &[])];
+        cases.extend(needs.map(|need| case(&format!("{need:?}"), &[need])));
+        let whole = plan(&cases, &on(&kernels()[..1], &fs()[..1]));
+        let parts = split(whole.jobs, 1);
+        assert_eq!(parts.iter().map(|job| job.cases.len()).collect::<Vec<_>>(), [2, 1, 1, 1]);
+        let figures: Vec<_> = parts.iter().map(|job| (job.memory_mib(), job.disk_mib())).collect();
+        assert_eq!(figures, [(None, None), (None, None), (Some(512), None), (None, Some(64))]);
     }
 
     #[test]

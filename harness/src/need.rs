@@ -12,6 +12,7 @@ use anyhow::{Context, Error, Result};
 use crate::case::Need;
 use crate::guest::observe::mounts_of;
 use crate::guest::{Guest, Subject};
+use crate::shape::Shape;
 
 /// What was found.
 #[derive(Debug)]
@@ -35,6 +36,11 @@ pub fn confirm(need: &Need, guest: &Guest) -> Answer {
         Need::Tool(name) => Ok(confirm_tool(name)),
         Need::Module(name) => confirm_module(name),
         Need::Only(subject) => Ok(confirm_subject(*subject, guest.subject())),
+        Need::Shape(shape) => confirm_shape(*shape),
+        Need::Memory(mib) => confirm_memory(*mib),
+        Need::Disk(mib) => confirm_disk(guest, *mib),
+        // Who gives the guest its orders keeps these.
+        Need::Fresh | Need::Restart => Ok(None),
     };
     match found {
         Ok(None) => Answer::Yes,
@@ -88,6 +94,32 @@ fn confirm_tool(name: &str) -> Option<String> {
 
 fn confirm_subject(only: Subject, is: Subject) -> Option<String> {
     (only != is).then(|| format!("is about options that only {} has", only.name()))
+}
+
+fn confirm_shape(shape: Shape) -> Result<Option<String>> {
+    // What systemd itself goes by (sd_booted(3)).
+    let booted = Path::new("/run/systemd/system").try_exists();
+    let booted = booted.context("looking whether systemd runs")?;
+    let is = if booted { Shape::Systemd } else { Shape::Lean };
+    Ok((is != shape).then(|| format!("needs a {} guest, this one is {}", shape.name(), is.name())))
+}
+
+fn confirm_memory(mib: u32) -> Result<Option<String>> {
+    let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let total = total.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let found = total.context("reading MemTotal from /proc/meminfo")? / 1024;
+    // The kernel keeps some of it to itself.
+    let enough = found >= u64::from(mib) * 9 / 10 && found <= u64::from(mib);
+    Ok((!enough).then(|| format!("needs {mib} MiB of memory, this guest has {found}")))
+}
+
+fn confirm_disk(guest: &Guest, mib: u32) -> Result<Option<String>> {
+    let space = rustix::fs::statvfs(guest.scratch()).context("measuring the scratch disk")?;
+    let found = space.f_blocks.saturating_mul(space.f_frsize) >> 20;
+    // The file system keeps some of it to itself.
+    let fits = found <= u64::from(mib) && found >= u64::from(mib) / 2;
+    Ok((!fits).then(|| format!("needs a scratch disk of {mib} MiB, this one has {found}")))
 }
 
 fn confirm_module(name: &str) -> Result<Option<String>> {

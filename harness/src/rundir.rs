@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::artifact::Store;
 use crate::vm::process;
 use crate::workspace::Workspace;
 
@@ -34,6 +35,7 @@ impl RunDir {
         let base = workspace.vm_dir();
         fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
         sweep(&base);
+        Store::at(base.join("store")).sweep()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let path = base.join(format!("{PREFIX}{}-{}", stamp(now), std::process::id()));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
@@ -53,8 +55,14 @@ impl RunDir {
     /// Its name: what the run is called.
     #[must_use]
     pub fn name(&self) -> String {
-        self.path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, "", 1)
+        name_of(&self.path.file_name().unwrap_or_default().to_string_lossy())
     }
+}
+
+/// What the run with this directory is called.
+#[must_use]
+pub fn name_of(directory: &str) -> String {
+    directory.replacen(PREFIX, "", 1)
 }
 
 /// The directories of runs, the oldest first.

@@ -1,47 +1,59 @@
-//! Boots a guest for a job, listens to it, and boots another one when it died before all its cases were reported.
+//! Gives jobs to guests: a guest for a job, another when it ended before all cases were reported, and the next one when
+//! a case wants to go on in it.
 //!
 //! Invariants: every case of a job is reported exactly once, as not run if need be; under TCG one guest boots at a
 //! time, because two starve each other's timer calibration; a guest's thread starts its QEMU and outlives it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::accel::{self, Accel, Choice};
+use crate::accel::{Accel, Choice};
 use crate::case::Listing;
 use crate::guest::Subject;
-use crate::initramfs::Archive;
+use crate::kept;
 use crate::kernels::Kernel;
+use crate::machine::{GUEST_MEMORY_MIB, Parts, SCRATCH_MIB, scratch_file};
 use crate::matrix::{Cell, Job};
 use crate::report::difference::Differences;
-use crate::report::event::{Event, Order, Work};
+use crate::report::event::{Keep, Restart};
 use crate::report::human::Human;
 use crate::report::{CaseReport, Verdict};
+use crate::schedule::Budget;
+use crate::shape::Shape;
 use crate::suite::Suite;
-use crate::vm::channel::{Channel, watch_monitor};
-use crate::vm::config::{Disk, VmConfig, Writes};
-use crate::vm::process::{Ends, Qemu, Serial};
-use crate::vm::watch::{End, Input, Step, Watch};
+use crate::template::Templates;
+use crate::vm::watch::End;
 use crate::workspace::Workspace;
 
-/// Memory of a guest in MiB: the tmpfs over its root and a container's files fit.
-pub const GUEST_MEMORY_MIB: u32 = 1024;
-/// Apparent size of the scratch disk in bytes; it is sparse.
-pub(crate) const SCRATCH_BYTES: u64 = 8 << 30;
-/// Limit until the agent speaks, on real hardware; it includes making the scratch file system.
-const HELLO_LIMIT: Duration = Duration::from_secs(20);
-/// How long the last words of a guest may take to arrive after the news of its end.
-const SETTLING: Duration = Duration::from_millis(500);
-/// Boots of one job that may fail without a case being to blame.
-const BOOT_RETRIES: usize = 1;
+/// Guests of one job that may end without a case being to blame.
+const INFRASTRUCTURE_RETRIES: usize = 1;
+/// How often a case may end its guest.
+const MOST_RESTARTS: u32 = 16;
+
+/// How the guests of a run are treated.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Who executes them.
+    pub accel: Choice,
+    /// Factor of the user's on top of the accelerator's.
+    pub patience: f64,
+    /// How long a guest may say nothing at all once its agent is up.
+    pub silence_limit: Duration,
+    /// Memory for all of them, in MiB.
+    pub memory_mib: u64,
+    /// Whether they boot, each of them, instead of being restored from templates.
+    pub cold: bool,
+    /// When a case's disk is kept.
+    pub keep: Keep,
+    /// Whether a person gets a shell in the guest in which a case failed.
+    pub shell_on_failure: bool,
+}
 
 /// What all guests of a run share.
 #[derive(Debug)]
@@ -54,14 +66,16 @@ pub struct Runner<'a> {
     pub suite: &'a Suite,
     /// Ready kernels by name.
     pub kernels: BTreeMap<String, Kernel>,
-    /// The guests' root image.
-    pub root: PathBuf,
-    /// Who executes them.
-    pub accel: Choice,
-    /// Factor of the user's on top of the accelerator's.
-    pub patience: f64,
-    /// How long a guest may say nothing at all once its agent is up.
-    pub silence_limit: Duration,
+    /// The guests' root images.
+    pub roots: BTreeMap<Shape, PathBuf>,
+    /// How they are treated.
+    pub options: RunOptions,
+    /// What they are restored from.
+    pub templates: Templates,
+    /// What they share of the machine.
+    pub budget: Budget,
+    /// In which cases the reference is expected to fail.
+    pub differences: &'a Differences,
     /// Who is told.
     pub human: &'a Human,
     /// Set when KVM turned out not to boot anything.
@@ -81,6 +95,9 @@ pub struct Located {
     pub report: CaseReport,
     /// Directory of its guest's logs.
     pub logs: PathBuf,
+    /// What `vm-shell --at` calls its guest, if that can be opened again.
+    #[serde(default)]
+    pub reopen: Option<String>,
 }
 
 impl Located {
@@ -99,8 +116,27 @@ impl Located {
 pub struct JobEnd {
     /// One per case.
     pub reports: Vec<Located>,
-    /// What went wrong with the machine.
+    /// What went wrong with the machine and was not made good.
     pub infrastructure: Vec<String>,
+    /// Guests that another one took the place of.
+    pub retries: usize,
+}
+
+/// A guest to be.
+#[derive(Debug)]
+pub(crate) struct Assignment<'a> {
+    /// Its number in the run.
+    pub(crate) number: usize,
+    /// What it is for.
+    pub(crate) job: &'a Job,
+    /// Those of the job's cases that are left.
+    pub(crate) cases: &'a [Listing],
+    /// Its scratch disk.
+    pub(crate) scratch: &'a File,
+    /// How many guests had this disk before.
+    pub(crate) boot: u32,
+    /// Directory of its logs.
+    pub(crate) dir: &'a Path,
 }
 
 impl Runner<'_> {
@@ -108,21 +144,37 @@ impl Runner<'_> {
     pub fn job(&self, job: &Job) -> JobEnd {
         let mut end = JobEnd::default();
         let mut left: Vec<Listing> = job.cases.clone();
-        let mut failures = 0;
+        let mut carried: Option<File> = None;
+        let mut boot = 0;
+        let _memory = self.budget.take(memory_mib(job));
         while !left.is_empty() {
             let number = self.next_guest.fetch_add(1, Ordering::Relaxed);
             let dir =
                 self.dir.join(format!("{number:02}-{}", job.cell.to_string().replace(' ', "-")));
-            let (reports, how) = match self.guest(number, &job.cell, &left, &dir) {
+            let (reports, how) = match self.next(number, job, &left, &mut carried, boot, &dir) {
                 Ok(ended) => ended,
                 Err(error) => (Vec::new(), End::NeverReady(format!("{error:#}"))),
             };
             self.human.awaits(number, None);
             left.retain(|case| !reports.iter().any(|report| report.case == case.name));
+            let reopen = kept::name_of(&dir);
             for report in reports {
-                end.reports.push(Located { cell: job.cell.clone(), report, logs: dir.clone() });
+                let reopen = reopen.clone().filter(|_| report.verdict != Verdict::Passed);
+                let (cell, logs) = (job.cell.clone(), dir.clone());
+                end.reports.push(Located { cell, report, logs, reopen });
             }
             let why = match how {
+                End::Restart(_) if boot < MOST_RESTARTS => {
+                    boot += 1;
+                    continue;
+                }
+                End::Restart(how) => {
+                    let verdict = Verdict::Failed {
+                        chain: vec![format!("{how}, {MOST_RESTARTS} times and once more")],
+                    };
+                    self.report_all(job, &mut left, &verdict, &dir, &mut end);
+                    continue;
+                }
                 End::InCase => continue,
                 End::Clean if left.is_empty() => continue,
                 End::Clean => "the guest said goodbye before all its cases were done".to_owned(),
@@ -134,311 +186,97 @@ impl Runner<'_> {
                 end.infrastructure.push(why);
                 break;
             }
-            failures += 1;
-            if failures > BOOT_RETRIES {
-                for Listing { name: case, .. } in left.drain(..) {
-                    let verdict = Verdict::NotRun { why: why.clone() };
-                    let report = CaseReport {
-                        case,
-                        verdict,
-                        duration_ms: 0,
-                        output: String::new(),
-                        console: Vec::new(),
-                    };
-                    self.human.case(&job.cell, &report);
-                    end.reports.push(Located { cell: job.cell.clone(), report, logs: dir.clone() });
-                }
+            if end.retries == INFRASTRUCTURE_RETRIES {
+                let verdict = Verdict::NotRun { why: why.clone() };
+                self.report_all(job, &mut left, &verdict, &dir, &mut end);
                 end.infrastructure.push(why);
+            } else {
+                end.retries += 1;
             }
         }
         end
     }
 
-    /// What executes guests now.
-    fn accel(&self) -> Accel {
-        if self.kvm_is_dead.load(Ordering::Relaxed) { Accel::Tcg } else { self.accel.accel }
-    }
-
-    /// One guest from boot to end.
-    fn guest(
+    /// The next guest, with the scratch disk that the last one left if its case wants that.
+    fn next(
         &self,
         number: usize,
-        cell: &Cell,
+        job: &Job,
         cases: &[Listing],
+        carried: &mut Option<File>,
+        boot: u32,
         dir: &Path,
     ) -> Result<(Vec<CaseReport>, End)> {
-        fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
-        let kernel = self
-            .kernels
-            .get(&cell.kernel)
-            .with_context(|| format!("the kernel {} is not ready", cell.kernel))?;
-        let accel = self.accel();
-        let factor = accel.timeout_factor() * self.patience;
-        let scratch = tempfile::tempfile_in(self.dir).context("making a scratch disk")?;
-        scratch.set_len(SCRATCH_BYTES).context("making a scratch disk")?;
-        let mut config = self.config(kernel, accel, &scratch)?;
-        config.kernel_arguments.push(format!("harness.subject={}", cell.subject.name()));
-        let boot = (accel == Accel::Tcg).then(|| lock(&self.boot));
-        self.human.awaits(number, Some(format!("{cell}: booting")));
-        let (mut qemu, Ends { agent, monitor, .. }) =
-            Qemu::start(&config, Serial::Log, &[scratch.as_fd()], dir)?;
-        let nonce = nonce()?;
-        let (sender, inputs) = mpsc::channel();
-        watch_monitor(monitor, sender.clone())?;
-        let mut channel = Channel::open(agent, nonce, sender)?;
-        // A channel that is gone already shows as its end below, with the better reason.
-        let _ = channel.order(begin(nonce, &cell.fs, factor));
-        let first_kvm = accel == Accel::Kvm && accel::first_kvm_boot(self.workspace);
-        let longest_s = cases.iter().map(|case| case.timeout_s).max().unwrap_or(0);
-        let life = Life {
-            hello_limit: if first_kvm {
-                accel::KVM_FIRST_BOOT_LIMIT
-            } else {
-                HELLO_LIMIT.mul_f64(factor)
-            },
-            silence_limit: self.silence_limit,
-            // The guest kills a case at its limit; this one is for a guest that does not.
-            case_limit: Duration::from_secs(u64::from(longest_s)).mul_f64(factor)
-                + Duration::from_secs(30),
-        };
-        let mut console = ConsoleTail::of(dir);
-        let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
-        let mut watch = Watch::new(nonce, &self.suite.build_id, &names);
-        let mut reports = Vec::new();
-        let mut boot = boot;
-        let mut case_since = Instant::now();
-        let mut heard = Instant::now();
-        loop {
-            let input = next_input(&inputs, &watch, &life, heard, case_since);
-            heard = Instant::now();
-            let silent = matches!(input, Input::Silence(_));
-            let silent_kvm = first_kvm && watch.is_booting() && matches!(input, Input::Silence(_));
-            let mut step = Step::Wait;
-            for input in settled(input, &inputs) {
-                let starts = matches!(&input, Input::Said(message) if matches!(message.body, Event::Start { .. }));
-                step = watch.feed(input, &console.read());
-                self.tell(cell, &mut watch, &mut reports);
-                if starts {
-                    case_since = heard;
-                    let what = format!("{cell}: {}", watch.awaited());
-                    self.human.awaits(number, Some(what));
-                }
-                if step == Step::Dead || step == Step::Done {
-                    break;
-                }
-            }
-            match step {
-                Step::Wait => {}
-                Step::Ready => {
-                    boot = None;
-                    if first_kvm {
-                        accel::remember_kvm_boot(self.workspace)?;
-                    }
-                    // As above: a dead channel is told by its end.
-                    let _ = channel.order(Order::Run { cases: cases.iter().map(work).collect() });
-                }
-                Step::AllIn => {
-                    // As above.
-                    let _ = channel.order(Order::PowerOff);
-                }
-                Step::Done => {
-                    qemu.end_within(Duration::from_secs(10).mul_f64(factor))?;
-                    break;
-                }
-                Step::Dead => {
-                    if silent_kvm {
-                        self.human
-                            .line("accel    kvm booted nothing within 10 s; going on with tcg");
-                        self.kvm_is_dead.store(true, Ordering::Relaxed);
-                        accel::remember_silence(self.workspace)?;
-                    }
-                    // A panicking guest still prints, and resets right after: give it the time. A silent one has had
-                    // its time, and what it would still do is not what it is judged by.
-                    let grace = if silent { Duration::ZERO } else { Duration::from_secs(2) };
-                    qemu.end_within(grace)?;
-                    while let Ok(late) = inputs.try_recv() {
-                        watch.feed(late, "");
-                    }
-                    break;
-                }
-            }
+        std::fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
+        if boot == 0 || carried.is_none() {
+            *carried = Some(scratch_file(self.dir, job.disk_mib().unwrap_or(SCRATCH_MIB))?);
         }
-        drop(boot);
-        let end = watch.conclude(&console.read());
-        self.tell(cell, &mut watch, &mut reports);
-        Ok((reports, end))
+        let scratch = carried.as_ref().context("carrying a scratch disk over")?;
+        self.live(&Assignment { number, job, cases, scratch, boot, dir })
     }
 
-    fn tell(&self, cell: &Cell, watch: &mut Watch, reports: &mut Vec<CaseReport>) {
-        for report in watch.take_reports() {
-            self.human.case(cell, &report);
-            reports.push(report);
+    /// Gives all that is left of a job one verdict.
+    fn report_all(
+        &self,
+        job: &Job,
+        left: &mut Vec<Listing>,
+        verdict: &Verdict,
+        dir: &Path,
+        end: &mut JobEnd,
+    ) {
+        for Listing { name: case, .. } in left.drain(..) {
+            let report = CaseReport {
+                case,
+                verdict: verdict.clone(),
+                duration_ms: 0,
+                output: String::new(),
+                console: Vec::new(),
+            };
+            self.human.case(&job.cell, &report);
+            let (cell, logs) = (job.cell.clone(), dir.to_owned());
+            end.reports.push(Located { cell, report, logs, reopen: None });
         }
     }
 
-    fn config(&self, kernel: &Kernel, accel: Accel, scratch: &File) -> Result<VmConfig> {
-        let initramfs = initramfs(self.dir, kernel, self.suite)?;
-        Ok(machine(kernel, accel, initramfs, self.root.clone(), scratch))
+    /// What executes guests now.
+    pub(crate) fn accel(&self) -> Accel {
+        if self.kvm_is_dead.load(Ordering::Relaxed) { Accel::Tcg } else { self.options.accel.accel }
+    }
+
+    /// What guests for this job are made of.
+    pub(crate) fn parts(&self, job: &Job) -> Result<Parts<'_>> {
+        let Cell { kernel, shape, .. } = &job.cell;
+        let found = self.kernels.get(kernel);
+        let root = self.roots.get(shape);
+        Ok(Parts {
+            kernel: found.with_context(|| format!("the kernel {kernel} is not ready"))?,
+            shape: *shape,
+            root: root.with_context(|| format!("the {} guest is not ready", shape.name()))?,
+            accel: self.accel(),
+            memory_mib: memory_mib(job),
+        })
+    }
+
+    /// When this case's disk is kept: not where the reference is expected to fail.
+    pub(crate) fn keep(&self, cell: &Cell, case: &Listing) -> Keep {
+        let declared =
+            cell.subject == Subject::Nspawn && self.differences.reason(&case.name).is_some();
+        match self.options.keep {
+            Keep::OnFailure if declared => Keep::Never,
+            keep => keep,
+        }
     }
 }
 
-/// The machine of every guest.
+fn memory_mib(job: &Job) -> u32 {
+    job.memory_mib().unwrap_or(GUEST_MEMORY_MIB)
+}
+
+/// What the host does when a case wants to go on in another guest, for a person.
 #[must_use]
-pub fn machine(
-    kernel: &Kernel,
-    accel: Accel,
-    initramfs: PathBuf,
-    root: PathBuf,
-    scratch: &File,
-) -> VmConfig {
-    let disk =
-        |serial: &str, path: PathBuf, writes| Disk { serial: serial.to_owned(), path, writes };
-    VmConfig {
-        accel,
-        memory_mib: GUEST_MEMORY_MIB,
-        kernel: kernel.vmlinux(),
-        initramfs,
-        kernel_arguments: Vec::new(),
-        disks: vec![
-            disk("root", root, Writes::Refused),
-            disk("mods", kernel.modules_image(), Writes::Refused),
-            disk(
-                "scratch",
-                format!("/proc/self/fd/{}", scratch.as_raw_fd()).into(),
-                Writes::Throwaway,
-            ),
-        ],
+pub fn restarting(how: Restart) -> &'static str {
+    match how {
+        Restart::Reboot => "rebooting",
+        Restart::PowerCut => "cutting the power",
     }
-}
-
-fn work(case: &Listing) -> Work {
-    Work { case: case.name.clone(), limit_s: case.timeout_s }
-}
-
-/// The first order of every guest.
-#[must_use]
-pub fn begin(nonce: u64, fs: &str, timeout_factor: f64) -> Order {
-    let clock_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Order::Begin { nonce, clock_unix_s, fs: fs.to_owned(), timeout_factor }
-}
-
-/// A number nobody can have said before.
-///
-/// # Errors
-/// When the kernel gives no random bytes.
-pub fn nonce() -> Result<u64> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .context("drawing a nonce")?;
-    Ok(u64::from_le_bytes(bytes))
-}
-
-/// The initramfs for a kernel, made once per run directory.
-///
-/// # Errors
-/// When an input cannot be read or the file cannot be written.
-pub fn initramfs(dir: &Path, kernel: &Kernel, suite: &Suite) -> Result<PathBuf> {
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = lock(&MAKING);
-    let path = dir.join(format!("{}.cpio", kernel.name));
-    if path.exists() {
-        return Ok(path);
-    }
-    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
-    let mut archive =
-        Archive::new().dir("/dev").char_device("/dev/console", 5, 1).dir("/proc").dir("/sys");
-    archive = archive.file("/init", 0o755, &read(&suite.vm)?).file(
-        "/rspawn",
-        0o755,
-        &read(&suite.rspawn)?,
-    );
-    archive = archive.dir("/modules");
-    let mut order = String::new();
-    for (name, content) in kernel.boot_modules()? {
-        archive = archive.file(&format!("/modules/{name}"), 0o644, &content);
-        order.push_str(&name);
-        order.push('\n');
-    }
-    archive = archive.file("/modules/order", 0o644, order.as_bytes());
-    fs::write(&path, archive.finish()).with_context(|| format!("writing {}", path.display()))?;
-    Ok(path)
-}
-
-struct Life {
-    hello_limit: Duration,
-    silence_limit: Duration,
-    case_limit: Duration,
-}
-
-/// What comes next, or the silence that came instead.
-fn next_input(
-    inputs: &Receiver<Input>,
-    watch: &Watch,
-    life: &Life,
-    heard: Instant,
-    case_since: Instant,
-) -> Input {
-    let (since, limit) =
-        if watch.is_booting() { (heard, life.hello_limit) } else { (heard, life.silence_limit) };
-    let mut deadline = since + limit;
-    let mut passed = limit;
-    if watch.running().is_some() && case_since + life.case_limit < deadline {
-        (deadline, passed) = (case_since + life.case_limit, life.case_limit);
-    }
-    match inputs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(input) => input,
-        Err(RecvTimeoutError::Timeout) => Input::Silence(passed),
-        Err(RecvTimeoutError::Disconnected) => Input::ChannelClosed,
-    }
-}
-
-/// Puts an end behind what was said before it: the agent's channel and QEMU's monitor are two sockets, and the news of
-/// the end can overtake the goodbye.
-fn settled(first: Input, inputs: &Receiver<Input>) -> Vec<Input> {
-    if !matches!(first, Input::Shutdown(_) | Input::AgentGone | Input::Panicked) {
-        return vec![first];
-    }
-    let mut all = vec![first];
-    let deadline = Instant::now() + SETTLING;
-    while let Ok(input) = inputs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        let last = input == Input::ChannelClosed;
-        all.push(input);
-        if last {
-            break;
-        }
-    }
-    all.sort_by_key(|input| !matches!(input, Input::Said(_) | Input::Garbage(_)));
-    all
-}
-
-/// Reads a growing console log piece by piece.
-struct ConsoleTail {
-    path: PathBuf,
-    file: Option<File>,
-    at: u64,
-}
-
-impl ConsoleTail {
-    fn of(dir: &Path) -> Self {
-        Self { path: dir.join("console.log"), file: None, at: 0 }
-    }
-
-    /// What came since the last time. A log that cannot be read is empty: QEMU makes it when it starts.
-    fn read(&mut self) -> String {
-        if self.file.is_none() {
-            self.file = File::open(&self.path).ok();
-        }
-        let Some(file) = &mut self.file else { return String::new() };
-        let mut bytes = Vec::new();
-        if file.seek(SeekFrom::Start(self.at)).is_ok() {
-            // What was read before an error counts; the rest comes next time.
-            let _ = file.read_to_end(&mut bytes);
-        }
-        self.at += bytes.len() as u64;
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

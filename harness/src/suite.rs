@@ -23,6 +23,16 @@ pub struct Suite {
     pub cases: Vec<Listing>,
 }
 
+impl Suite {
+    /// Tells two builds apart: the suite by its content, the launcher by when it was written, as reading it takes longer.
+    #[must_use]
+    pub fn stamp(&self) -> String {
+        let launcher = std::fs::metadata(&self.rspawn).ok();
+        let launcher = launcher.map(|meta| (meta.len(), meta.modified().ok()));
+        format!("{} {launcher:?}", self.build_id)
+    }
+}
+
 /// Builds both and asks the suite for its cases.
 ///
 /// # Errors

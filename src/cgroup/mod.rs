@@ -31,33 +31,45 @@ const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
 /// A cgroup of our own, locked as long as it is open.
 #[derive(Debug)]
-pub struct Cgroup(OwnedFd);
+pub struct Cgroup {
+    dir: OwnedFd,
+    guarded: bool,
+}
 
 impl AsFd for Cgroup {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.dir.as_fd()
     }
 }
 
 impl Cgroup {
-    /// Makes a cgroup in which only the usual devices and `more` can be opened. It is removed, with whatever was made
-    /// below it, when `undo` runs.
+    /// Makes a cgroup. It is removed, with whatever was made below it, when `undo` runs.
     ///
     /// # Errors
-    /// When there is no cgroup2, it cannot be written to, or the kernel takes no device program. What was made by
-    /// then is for `undo`, too.
-    pub(crate) fn create(machine: &str, more: &[Device], undo: &mut Undo) -> Result<Self> {
+    /// When there is no cgroup2, or it cannot be written to.
+    pub(crate) fn create(machine: &str, undo: &mut Undo) -> Result<Self> {
         let parent = open(&ours()?).context("opening our own cgroup")?;
         sweep(&parent);
         let (dir, name) = make(&parent, machine)?;
         undo.push("removing the container's cgroup", move || {
             remove(parent.as_fd(), &name).map_err(Into::into)
         });
-        let program = bpf::load_device_program(&devices::program(&[&devices::ALWAYS, more]))
-            .context("loading a device program")?;
-        bpf::attach_device_program(program.as_fd(), dir.as_fd())
-            .context("attaching the device program")?;
-        Ok(Self(dir))
+        Ok(Self { dir, guarded: false })
+    }
+
+    /// Sees to it that only the usual devices and `more` can be opened in it, from the first time on.
+    ///
+    /// # Errors
+    /// When the kernel takes no device program.
+    pub(crate) fn guard(&mut self, more: &[Device]) -> Result<()> {
+        if !self.guarded {
+            let program = bpf::load_device_program(&devices::program(&[&devices::ALWAYS, more]))
+                .context("loading a device program")?;
+            bpf::attach_device_program(program.as_fd(), self.dir.as_fd())
+                .context("attaching the device program")?;
+            self.guarded = true;
+        }
+        Ok(())
     }
 }
 

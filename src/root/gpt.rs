@@ -132,6 +132,8 @@ pub struct Partition<K> {
     pub number: u32,
     /// What it is for.
     pub kind: K,
+    /// Which one it is among all partitions; 0 in an MBR.
+    pub id: Guid,
     /// Where it starts, in bytes.
     pub start_bytes: u64,
     /// How long it is, in bytes; not 0.
@@ -211,6 +213,7 @@ fn mbr(entries: &[BootEntry], sector_bytes: u64, disk_bytes: u64) -> Result<Tabl
         let partition = Partition {
             number,
             kind: entry.kind,
+            id: Guid(0),
             start_bytes: u64::from(entry.start) * sector_bytes,
             size_bytes: u64::from(entry.count) * sector_bytes,
             attributes: u64::from(entry.bootable >> 7),
@@ -343,7 +346,8 @@ fn entry(
     );
     // Both are at most the disk's last sector.
     let (start_bytes, size_bytes) = (first * sector_bytes, (last - first + 1) * sector_bytes);
-    Ok(Some(Partition { number, kind, start_bytes, size_bytes, attributes: u64_at(48) }))
+    let (id, attributes) = (Guid::of(&bytes(16)), u64_at(48));
+    Ok(Some(Partition { number, kind, id, start_bytes, size_bytes, attributes }))
 }
 
 /// That no partition holds the table, leaves the disk, or shares a byte with another.

@@ -4,21 +4,23 @@
 //! Invariants: what is not used is not opened; a partition that may only be read is on a device that can only
 //! be read; all of it goes when the descriptors do.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::Access;
-use super::discover::{Architecture, Layout, Programs, Role, Used, discover};
+use super::discover::{Architecture, Layout, Place, Programs, Protection, Role, Used, discover};
 use super::filesystem::{FileSystem, probe};
 use super::gpt::{self, FileDisk, Table};
 use super::loop_device::{self, LoopDevice};
+use super::verity::{self, Header, Known, Verity};
+use super::{Access, check};
 use crate::errors::{hinted, warn};
 use crate::mounts::{self, Attrs};
 use crate::settings::value::ImagePolicy;
 use crate::sys::loop_device::{Window, sector_bytes, size_bytes};
+use crate::sys::resize;
 
 /// An image whose partitions were found.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ struct Volume {
     system: FileSystem,
     access: Access,
     device: Device,
+    /// The size in bytes that it is to be grown to.
+    grow: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -41,6 +45,8 @@ enum Device {
     Loop(LoopDevice),
     /// Used as it is (IMG-02).
     Block(PathBuf),
+    /// Checked while it is read (I-10).
+    Verified(verity::Device),
 }
 
 /// A file system of an image, attached nowhere.
@@ -82,53 +88,58 @@ pub(super) fn open(path: &Path, access: Access) -> Result<OwnedFd> {
         .with_context(what)
 }
 
+/// What is asked of an image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    /// Told in messages, and what side files are named after.
+    pub(super) path: &'a Path,
+    pub(super) access: Access,
+    pub(super) policy: Option<&'a ImagePolicy>,
+    pub(super) verity: &'a Verity,
+}
+
+/// A partition that was looked at, before any is attached.
+struct Probed {
+    used: Used,
+    system: FileSystem,
+    size_bytes: u64,
+    wants_check: bool,
+    /// That of its hash tree, if it is verified.
+    header: Option<Header>,
+}
+
 impl Image {
-    /// Finds the partitions of an image and attaches those that are used. `path` is told in messages.
-    pub(super) fn attach(
-        file: OwnedFd,
-        path: &Path,
-        access: Access,
-        policy: Option<&ImagePolicy>,
-    ) -> Result<Self> {
+    /// Finds the partitions of an image and attaches those that are used.
+    pub(super) fn attach(file: OwnedFd, request: Request<'_>) -> Result<Self> {
+        let Request { path, access, policy, verity } = request;
         let shown = path.display();
-        let stat = rustix::fs::fstat(&file).context("asking for the image's size")?;
-        let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-        let (size, sector) = if is_block {
-            let asking = "asking for the device's size";
-            (size_bytes(&file).context(asking)?, Some(sector_bytes(&file).context(asking)?))
-        } else {
-            (stat.st_size.unsigned_abs(), None)
-        };
-        let disk = FileDisk { file: &file, size_bytes: size };
+        let (disk, sector) = disk(&file)?;
         let table = gpt::read(&disk, sector)
             .with_context(|| format!("reading the partition table of \"{shown}\""))?;
         if matches!(table, Table::Gpt { is_backup: true, .. }) {
             warn(format_args!("the first partition table of \"{shown}\" is damaged"));
         }
-        let Layout { used, programs } = discover(&table, Architecture::ours(), policy)
-            .with_context(|| format!("looking for the partitions of \"{shown}\""))?;
+        let known = Known::of(verity, path, &file)?;
+        let Layout { used, programs } =
+            discover(&table, Architecture::ours(), &known.hashes, policy)
+                .with_context(|| format!("looking for the partitions of \"{shown}\""))?;
         // All are probed before the first is attached: a wrong image leaves no trace (DEF-14).
-        let mut known = Vec::new();
+        let mut probed = Vec::new();
         for used in used {
-            let rest = size.saturating_sub(used.start_bytes);
-            let system = probe(&disk, used.start_bytes, used.size_bytes.unwrap_or(rest))
-                .with_context(|| format!("looking at {} of \"{shown}\"", described(&used)))?;
-            known.push((used, system));
+            let what = || format!("looking at {} of \"{shown}\"", described(&used));
+            if used.hash_tree.is_some() && used.protection == Protection::None {
+                let role = used.role;
+                warn(format_args!(
+                    "the {role} of \"{shown}\" has dm-verity data and no root hash, ignoring it"
+                ));
+            }
+            probed.push(probe_one(&disk, used.clone(), &known).with_context(what)?);
         }
         let mut volumes = Vec::new();
-        for (used, system) in known {
-            let write = access == Access::Write && !used.read_only && !system.is_read_only();
-            let access = if write { Access::Write } else { Access::Read };
-            let window = Window {
-                offset_bytes: used.start_bytes,
-                size_bytes: used.size_bytes.unwrap_or(0),
-                read_only: !write,
-            };
-            let device = match used.number {
-                None if is_block => Device::Block(path.to_owned()),
-                _ => Device::Loop(loop_device::attach(&file, window)?),
-            };
-            volumes.push(Volume { role: used.role, system, access, device });
+        for probed in probed {
+            let what = described(&probed.used);
+            let volume = attach_one(&file, disk.size_bytes, path, access, probed, &known);
+            volumes.push(volume.with_context(|| format!("attaching {what} of \"{shown}\""))?);
         }
         Ok(Self { volumes, programs })
     }
@@ -151,6 +162,111 @@ impl Image {
     }
 }
 
+/// A file or block device with its size, and the size of its sectors if it has any.
+fn disk(file: &OwnedFd) -> Result<(FileDisk<'_>, Option<u32>)> {
+    let stat = rustix::fs::fstat(file).context("asking for the image's size")?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+        return Ok((FileDisk { file, size_bytes: stat.st_size.unsigned_abs() }, None));
+    }
+    let asking = "asking for the device's size";
+    let size_bytes = size_bytes(file).context(asking)?;
+    Ok((FileDisk { file, size_bytes }, Some(sector_bytes(file).context(asking)?)))
+}
+
+fn probe_one(image: &FileDisk<'_>, used: Used, known: &Known) -> Result<Probed> {
+    let start = used.start_bytes;
+    let size_bytes = used.size_bytes.unwrap_or(image.size_bytes.saturating_sub(start));
+    let system = probe(image, start, size_bytes)?;
+    let wants_check = check::is_needed(image, start, system)?;
+    let header = match (used.protection, used.hash_tree, &known.data) {
+        (Protection::None, ..) => None,
+        (_, Some(tree), _) => Some(Header::read(image, tree.start_bytes, size_bytes)?),
+        (_, None, Some(file)) => Some(Header::read(&disk(file)?.0, 0, size_bytes)?),
+        (_, None, None) => bail!("there is no dm-verity data"),
+    };
+    Ok(Probed { used, system, size_bytes, wants_check, header })
+}
+
+fn attach_one(
+    file: &OwnedFd,
+    disk_bytes: u64,
+    path: &Path,
+    access: Access,
+    probed: Probed,
+    known: &Known,
+) -> Result<Volume> {
+    let Probed { used, system, size_bytes, wants_check, header } = probed;
+    let write =
+        access == Access::Write && !used.read_only && !system.is_read_only() && header.is_none();
+    let access = if write { Access::Write } else { Access::Read };
+    let window = |start_bytes: u64, size_bytes: u64| {
+        let rest = disk_bytes.saturating_sub(start_bytes) == size_bytes;
+        let size_bytes = if rest { 0 } else { size_bytes };
+        Window { offset_bytes: start_bytes, size_bytes, read_only: !write }
+    };
+    let whole = used.number.is_none() && is_block(file)?;
+    let device = match (header, used.hash_tree) {
+        (None, _) if whole => Device::Block(path.to_owned()),
+        (None, _) => Device::Loop(loop_device::attach(file, window(used.start_bytes, size_bytes))?),
+        (Some(header), tree) => {
+            let data = Attached::of(file, whole, window(used.start_bytes, size_bytes))?;
+            let tree = match (tree, &known.data) {
+                (Some(Place { start_bytes, size_bytes }), _) => {
+                    Attached::of(file, false, window(start_bytes, size_bytes))?
+                }
+                (None, Some(tree)) => {
+                    let all = Window { offset_bytes: 0, size_bytes: 0, read_only: true };
+                    Attached::of(tree, is_block(tree)?, all)?
+                }
+                (None, None) => bail!("there is no dm-verity data"),
+            };
+            Device::Verified(verity::attach(known, used.role, &header, data.fd(), tree.fd())?)
+        }
+    };
+    if write && wants_check {
+        check::repair(system, device.path(), &described(&used))?;
+    }
+    let grow = (write && used.grow).then_some(size_bytes);
+    Ok(Volume { role: used.role, system, access, device, grow })
+}
+
+fn is_block(file: &OwnedFd) -> Result<bool> {
+    let stat = rustix::fs::fstat(file).context("asking what the image is")?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+}
+
+/// A block device that another one is made of.
+enum Attached<'a> {
+    Loop(LoopDevice),
+    Itself(&'a OwnedFd),
+}
+
+impl<'a> Attached<'a> {
+    fn of(file: &'a OwnedFd, itself: bool, window: Window) -> Result<Self> {
+        match itself {
+            true => Ok(Self::Itself(file)),
+            false => loop_device::attach(file, window).map(Self::Loop),
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Loop(device) => device.fd(),
+            Self::Itself(file) => file.as_fd(),
+        }
+    }
+}
+
+impl Device {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Loop(device) => device.path(),
+            Self::Block(path) => path,
+            Self::Verified(device) => device.path(),
+        }
+    }
+}
+
 fn described(used: &Used) -> String {
     match used.number {
         Some(number) => format!("partition {number} ({})", used.role),
@@ -168,16 +284,23 @@ impl Volume {
             noexec: boots,
             strictatime: false,
         };
-        let device = match &self.device {
-            Device::Loop(device) => device.path(),
-            Device::Block(path) => path,
-        };
+        let device = self.device.path();
         let mut options = Vec::new();
+        if self.system == FileSystem::Xfs {
+            // A copy of an image has the same id as the image, and both may be mounted (xfs(5)).
+            options.push(("nouuid", ""));
+        }
         if boots && self.system == FileSystem::Vfat {
             // It has no modes of its own, and may hold keys.
             options.push(("umask", "0077"));
         }
         let first = mounts::disk(self.system.name(), device, &options, attrs);
+        if let (Ok(mount), Some(size_bytes)) = (&first, self.grow) {
+            // It serves as it is, too.
+            if let Err(error) = self.grow(mount, size_bytes) {
+                warn(format_args!("growing the {} file system: {error}", self.role));
+            }
+        }
         let Some(option) = self.system.without_recovery().filter(|_| attrs.read_only) else {
             return first;
         };
@@ -191,5 +314,17 @@ impl Volume {
             // If it was not the journal, the first error is the one that counts.
             second.map_err(|_| error)
         })
+    }
+
+    /// Grows the file system to its partition (UAPI.2, bit 59 of the flags).
+    fn grow(&self, mount: &OwnedFd, size_bytes: u64) -> std::io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(mount, ".", flags, Mode::empty())?;
+        match self.system {
+            FileSystem::Ext4 => resize::ext4(root, size_bytes),
+            FileSystem::Btrfs => resize::btrfs(root),
+            FileSystem::Xfs => resize::xfs(root, size_bytes),
+            FileSystem::Vfat | FileSystem::Squashfs | FileSystem::Erofs => Ok(()),
+        }
     }
 }

@@ -22,7 +22,7 @@ const GLOBAL: &str = "/run/systemd/nspawn/locks";
 
 /// A lock that is held.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     file: OwnedFd,
     path: PathBuf,
 }
@@ -104,7 +104,11 @@ fn refused(what: &str, errno: Errno, path: &Path) -> anyhow::Error {
     ))
 }
 
-fn take(path: &Path, access: Access) -> Result<Lock, Errno> {
+/// Locks a file, which is made if it is missing and goes with its last user.
+///
+/// # Errors
+/// EAGAIN or EACCES when somebody else has it (fcntl_locking(2)).
+pub(crate) fn take(path: &Path, access: Access) -> Result<Lock, Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     loop {
         let file = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600))?;
@@ -116,7 +120,11 @@ fn take(path: &Path, access: Access) -> Result<Lock, Errno> {
     }
 }
 
-fn locked(file: BorrowedFd<'_>, access: Access) -> Result<(), Errno> {
+/// Locks an open file; the lock goes with its last descriptor.
+///
+/// # Errors
+/// As [`take`].
+pub(crate) fn locked(file: BorrowedFd<'_>, access: Access) -> Result<(), Errno> {
     let kind = match access {
         Access::Read => libc::F_RDLCK,
         Access::Write => libc::F_WRLCK,

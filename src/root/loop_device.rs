@@ -4,7 +4,7 @@
 //! Invariant: a device lets go of its file by itself (AUTOCLEAR) when the last of its users is gone, so that
 //! nothing of it is left when we are killed.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -23,13 +23,17 @@ const ATTEMPTS: u32 = 64;
 pub(super) struct LoopDevice {
     path: PathBuf,
     /// Keeps the file attached.
-    _device: OwnedFd,
+    device: OwnedFd,
 }
 
 impl LoopDevice {
     /// Its node.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 }
 
@@ -51,7 +55,7 @@ pub(super) fn attach(file: impl AsFd, window: Window) -> Result<LoopDevice> {
             other => other.with_context(|| format!("opening {}", path.display()))?,
         };
         match configure(&device, &file, window) {
-            Ok(()) => return Ok(LoopDevice { path, _device: device }),
+            Ok(()) => return Ok(LoopDevice { path, device }),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => {
                 return Err(error)

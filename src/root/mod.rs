@@ -5,6 +5,7 @@
 //! is written (SNP-50).
 
 mod attach;
+pub mod check;
 mod copy;
 pub mod discover;
 pub mod filesystem;
@@ -13,22 +14,25 @@ mod image;
 mod kept;
 mod ladder;
 mod layer;
-mod lock;
+pub(crate) mod lock;
 mod loop_device;
 mod memory;
 mod pivot;
+mod plan;
+mod policy;
 mod remove;
 mod subvolume;
 mod template;
 mod throwaway;
+pub mod verity;
 mod volatile;
 
 pub use attach::Mounted;
+pub use plan::{Access, Keep, Ladder, LayerSpec, RootSpec, Rung};
 
 pub(crate) use layer::{hold, sweep as sweep_place};
 pub(crate) use remove::tree as remove_tree;
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -36,10 +40,9 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use serde::Serialize;
 
 use self::discover::{Programs, Role};
-use self::image::{Image, Part};
+use self::image::{Image, Part, Request};
 use self::ladder::Layer;
 use self::throwaway::{Throwaway, Wanted};
 use crate::errors::{Verbosity, hinted, warn};
@@ -47,146 +50,10 @@ use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
 use crate::integration;
 use crate::mounts;
-use crate::settings::value::{EphemeralReboot, ImagePolicy, Volatile};
+use crate::settings::value::{EphemeralReboot, Volatile};
 use crate::spec::{Knobs, Spec, Start};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
-
-/// What is done to get a root directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RootSpec {
-    /// The directory itself.
-    Directory {
-        /// Canonical.
-        path: PathBuf,
-        /// Whether the container may write to it.
-        access: Access,
-    },
-    /// A throw-away layer over a directory (SNP-01).
-    Ephemeral {
-        /// Canonical.
-        of: PathBuf,
-        /// Whether the container may write to the layer.
-        access: Access,
-        /// How it is made, and what becomes of it.
-        layer: LayerSpec,
-    },
-    /// A directory that is filled from a template if it does not exist (SNP-30).
-    Template {
-        /// Canonical but for its last component, if it does not exist.
-        path: PathBuf,
-        /// The template, canonical.
-        from: PathBuf,
-        /// Whether the container may write to the directory.
-        access: Access,
-    },
-    /// The file systems of a disk image (IMG-01).
-    Image {
-        /// Canonical.
-        path: PathBuf,
-        /// Whether the container may write to it.
-        access: Access,
-        /// Which partitions may be used (I-05).
-        policy: Option<ImagePolicy>,
-        /// How it is kept from being changed, if it is.
-        throw_away: Option<Ladder>,
-    },
-}
-
-/// A throw-away layer over a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerSpec {
-    /// The ways to try, and where.
-    pub ladder: Ladder,
-    /// Whether it is made next to the source if that is possible.
-    pub beside: bool,
-    /// What a reboot of the container leaves of it.
-    pub on_reboot: EphemeralReboot,
-    /// Whether it stays when the run fails, and where.
-    pub on_failure: Keep,
-    /// What /etc/hostname of a layer in memory says, if not what the source says (TMP-07).
-    pub hostname: Option<String>,
-}
-
-/// What becomes of a layer when its run fails (`--keep-on-failure`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// It is thrown away.
-    No,
-    /// It stays where it is.
-    There,
-    /// It is moved to this directory, canonical.
-    In(PathBuf),
-}
-
-/// Ways to something that is thrown away.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ladder {
-    /// The ways to try, in this order.
-    pub rungs: Vec<Rung>,
-    /// Where a layer is made if not next to the source, in this order.
-    pub elsewhere: Vec<PathBuf>,
-}
-
-impl RootSpec {
-    /// The directory or image that the user named.
-    pub fn source(&self) -> &Path {
-        match self {
-            Self::Directory { path, .. }
-            | Self::Image { path, .. }
-            | Self::Template { path, .. } => path,
-            Self::Ephemeral { of, .. } => of,
-        }
-    }
-
-    /// Whether the container may write.
-    pub fn access(&self) -> Access {
-        match self {
-            Self::Directory { access, .. }
-            | Self::Ephemeral { access, .. }
-            | Self::Template { access, .. }
-            | Self::Image { access, .. } => *access,
-        }
-    }
-}
-
-/// Whether something may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Access {
-    /// `--read-only`.
-    Read,
-    /// The default.
-    Write,
-}
-
-/// A way to a throw-away layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rung {
-    /// A snapshot of a btrfs subvolume (SNP-10).
-    Snapshot,
-    /// An overlay whose upper layer is a directory of ours.
-    Overlay,
-    /// A copy that shares its blocks until they are written (SNP-11, SNP-20).
-    Reflink,
-    /// A copy.
-    Copy,
-    /// An overlay whose upper layer is in memory (TMP-01).
-    Tmpfs,
-}
-
-impl fmt::Display for Rung {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Snapshot => "subvolume snapshot",
-            Self::Overlay => "overlay",
-            Self::Reflink => "reflink copy",
-            Self::Copy => "copy",
-            Self::Tmpfs => "tmpfs",
-        })
-    }
-}
 
 /// A root that was acquired. What must be taken back is in the session's `Undo`.
 #[derive(Debug)]
@@ -222,6 +89,20 @@ impl Root {
     /// The machine id that the tree has.
     pub fn machine_id(&self) -> Option<&Id> {
         self.machine_id.as_ref()
+    }
+
+    /// User and group of the tree's top directory: of the source, where there is a throw-away layer over it.
+    pub(crate) fn owner(&mut self) -> Result<(u32, u32)> {
+        let stat = match &mut self.source {
+            Source::Directory(tree) | Source::Layer { of: tree, .. } => rustix::fs::fstat(tree),
+            Source::Image { image, first, .. } => {
+                let parts = first.take().map_or_else(|| image.mounted(), Ok)?;
+                let root = first.insert(parts).first().context("the image has no root")?;
+                rustix::fs::fstat(&root.mount)
+            }
+        };
+        let stat = stat.context("asking for the tree's owner")?;
+        Ok((stat.st_uid, stat.st_gid))
     }
 
     /// How the tree was come by: as it is, or by the rung that was taken.
@@ -378,8 +259,8 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
             let source = Source::Layer { path, of, layer: Some(made), first: Some(first) };
             Ok(Root { source, rung, machine_id, _locks: Vec::new() })
         }
-        RootSpec::Image { access, policy, throw_away, .. } => {
-            let policy = policy.as_ref();
+        RootSpec::Image { access, policy, verity, throw_away, .. } => {
+            let request = Request { path, access: *access, policy: policy.as_ref(), verity };
             let Throwaway { image, rung, holder, locks } = match throw_away {
                 None => {
                     let file = image::open(path, *access)?;
@@ -387,13 +268,12 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
                         true => lock::image(path, file.as_fd(), *access)?,
                         false => Vec::new(),
                     };
-                    let image = Image::attach(file, path, *access, policy)?;
+                    let image = Image::attach(file, request)?;
                     Throwaway { image, rung: None, holder: None, locks }
                 }
                 Some(Ladder { rungs, elsewhere }) => {
-                    let (access, locks) = (*access, knobs.locks);
-                    let wanted =
-                        Wanted { path, access, policy, rungs, elsewhere, locks, verbosity };
+                    let locks = knobs.locks;
+                    let wanted = Wanted { request, rungs, elsewhere, locks, verbosity };
                     throwaway::make(&wanted, undo)?
                 }
             };
@@ -491,6 +371,7 @@ fn check(path: &Path, root: &InRoot, start: &Start, knobs: &Knobs) -> Result<()>
 
 /// Collects what dead runs left of layers over a directory: next to it, in it, and `elsewhere`.
 pub fn sweep(source: &Path, elsewhere: &[PathBuf]) {
+    verity::sweep();
     let near = [Some(source), source.parent()].into_iter().flatten();
     for place in near.chain(elsewhere.iter().map(PathBuf::as_path)) {
         layer::sweep(place);

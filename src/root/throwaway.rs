@@ -15,12 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::image::{self, Image};
+use super::image::{self, Image, Request};
 use super::layer::{self, Holder, Refused};
 use super::lock::{self, Lock};
 use super::{Access, Rung};
 use crate::errors::{Verbosity, hinted};
-use crate::settings::value::ImagePolicy;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
@@ -30,9 +29,7 @@ const CHUNK_BYTES: usize = 16 << 20;
 /// What is asked for.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
-    pub(super) path: &'a Path,
-    pub(super) access: Access,
-    pub(super) policy: Option<&'a ImagePolicy>,
+    pub(super) request: Request<'a>,
     pub(super) rungs: &'a [Rung],
     /// Where an upper layer is made if not next to the image.
     pub(super) elsewhere: &'a [PathBuf],
@@ -79,23 +76,23 @@ pub(super) fn make(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Throwaway> {
             }
         }
     }
-    let what = format!("no throw-away layer of \"{}\" can be made", wanted.path.display());
+    let what = format!("no throw-away layer of \"{}\" can be made", wanted.request.path.display());
     bail!(hinted(what, format!("tried {}", told.trim_end_matches("; "))))
 }
 
 fn over(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Result<Throwaway, Refused>> {
-    let file = image::open(wanted.path, Access::Read)?;
-    let locks = wanted.locks.then(|| lock::image(wanted.path, file.as_fd(), Access::Read));
+    let file = image::open(wanted.request.path, Access::Read)?;
+    let locks = wanted.locks.then(|| lock::image(wanted.request.path, file.as_fd(), Access::Read));
     let locks = match locks.transpose() {
         Ok(locks) => locks.unwrap_or_default(),
         Err(error) => return Ok(Err(Refused(format!("{error:#}")))),
     };
     let stat = rustix::fs::fstat(&file).context("looking at the image")?;
     let is_block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-    let beside = wanted.path.parent().filter(|_| !is_block).map(Path::to_owned);
+    let beside = wanted.request.path.parent().filter(|_| !is_block).map(Path::to_owned);
     let places: Vec<_> = beside.into_iter().chain(wanted.elsewhere.iter().cloned()).collect();
-    let image = Image::attach(file, wanted.path, Access::Read, wanted.policy)?;
-    let holder = match layer::hold_for_image(wanted.path, &places, undo)? {
+    let image = Image::attach(file, Request { access: Access::Read, ..wanted.request })?;
+    let holder = match layer::hold_for_image(wanted.request.path, &places, undo)? {
         Ok(holder) => Some(holder),
         Err(refused) => return Ok(Err(refused)),
     };
@@ -105,19 +102,19 @@ fn over(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Result<Throwaway, Refuse
 type Copy = fn(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>>;
 
 fn copied(wanted: &Wanted<'_>, way: Copy) -> Result<Result<Throwaway, Refused>> {
-    let from = image::open(wanted.path, Access::Read)?;
+    let from = image::open(wanted.request.path, Access::Read)?;
     let stat = rustix::fs::fstat(&from).context("looking at the image")?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
         return Ok(Err(Refused("a block device is not copied".to_owned())));
     }
-    let to = match nameless(wanted.path) {
+    let to = match nameless(wanted.request.path) {
         Ok(to) => to,
         Err(errno) => return Ok(Err(Refused(format!("making a file next to the image: {errno}")))),
     };
     if let Err(errno) = way(&from, &to)? {
         return Ok(Err(Refused(errno.to_string())));
     }
-    let image = Image::attach(to, wanted.path, wanted.access, wanted.policy)?;
+    let image = Image::attach(to, wanted.request)?;
     Ok(Ok(Throwaway { image, rung: None, holder: None, locks: Vec::new() }))
 }
 

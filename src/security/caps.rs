@@ -31,6 +31,8 @@ impl CapSet {
     pub const DAC_READ_SEARCH: Self = Self(1 << 2);
     /// `CAP_NET_ADMIN`, kept by default only when the network is private (CAP-02).
     pub const NET_ADMIN: Self = Self(1 << 12);
+    /// `CAP_NET_BIND_SERVICE`: low ports.
+    pub const NET_BIND_SERVICE: Self = Self(1 << 10);
     /// `CAP_MKNOD`: making device nodes.
     pub const MKNOD: Self = Self(1 << 27);
     /// What a container keeps when nothing is said (CAP-01): 26 capabilities.

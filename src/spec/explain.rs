@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start};
+use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start, Users, WhichIds};
 use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, Keep, Ladder, LayerSpec, RootSpec, Rung};
 use crate::settings::value::{EphemeralReboot, Volatile};
@@ -46,6 +46,9 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
     facts.push(("root", root(&spec.root)));
     if let Some(pivot) = &spec.pivot {
         facts.push(("pivot-root", pivot.to_string()));
+    }
+    if spec.users != Users::Host {
+        facts.push(("users", users(&spec.users)));
     }
     if spec.volatile != Volatile::No {
         facts.push(("volatile", spec.volatile.to_string()));
@@ -127,9 +130,10 @@ fn root(root: &RootSpec) -> String {
         RootSpec::Ephemeral { layer, .. } => {
             format!("a throw-away layer over {shown}{access}: {}", layer_of(layer))
         }
-        RootSpec::Image { policy, throw_away, .. } => {
+        RootSpec::Image { policy, verity, throw_away, .. } => {
             let policy = policy.as_ref().map(|policy| format!(", by the policy {policy}"));
-            let policy = policy.unwrap_or_default();
+            let hash = verity.hash.as_ref().map(|hash| format!(", verified by {hash}"));
+            let policy = policy.unwrap_or_default() + &hash.unwrap_or_default();
             match throw_away {
                 None => format!("the image {shown}{access}{policy}"),
                 Some(Ladder { rungs, elsewhere }) => {
@@ -169,6 +173,20 @@ fn places(places: &[PathBuf]) -> String {
 
 fn ladder(rungs: &[Rung], elsewhere: &[PathBuf]) -> String {
     format!("{}; next to it, else in {}", among(rungs), places(elsewhere))
+}
+
+fn users(users: &Users) -> String {
+    let Users::Private { ids, ownership } = users else { return "the host's".to_owned() };
+    let ids = match ids {
+        WhichIds::OfTree => "the range of the tree's owner".to_owned(),
+        WhichIds::Pick => "the range of the tree's owner if it is free, else another".to_owned(),
+        WhichIds::Range(range) => format!("the range {range}"),
+        WhichIds::Map(map) => {
+            let maps: Vec<_> = map.uids().iter().map(ToString::to_string).collect();
+            format!("the maps {}", maps.join(" "))
+        }
+    };
+    format!("{ids}; owners: {ownership}")
 }
 
 fn start(start: &Start) -> String {

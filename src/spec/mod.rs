@@ -25,6 +25,10 @@ use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
 use crate::settings::value::{ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
+use crate::userns::map::IdMap;
+use crate::userns::range::IdRange;
+
+pub use crate::settings::value::Ownership;
 
 /// What will be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +43,8 @@ pub struct Spec {
     pub root: RootSpec,
     /// Which directory of it becomes the root, and where the former one is put (PIV-01).
     pub pivot: Option<PivotRoot>,
+    /// Whose users its users are.
+    pub users: Users,
     /// What of it is kept (VOL-01…03).
     pub volatile: Volatile,
     /// What runs in it.
@@ -199,6 +205,33 @@ pub enum Start {
     },
     /// A login shell (NS-12).
     Shell,
+}
+
+/// Whose users the container's are (U-01).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// The host's: no user namespace.
+    Host,
+    /// Its own.
+    Private {
+        /// Which of the host's ids they have.
+        ids: WhichIds,
+        /// How the tree's owners are brought into them (U-02).
+        ownership: Ownership,
+    },
+}
+
+/// Which ids of the host a container has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhichIds {
+    /// The range that the owner of the tree's top directory shows (`--private-users=yes`).
+    OfTree,
+    /// That range if it is free, else a free one (`pick`).
+    Pick,
+    /// This range.
+    Range(IdRange),
+    /// What was mapped piece by piece (`--private-users-map=`).
+    Map(IdMap),
 }
 
 /// Which namespaces of the host a container stays in that others have of their own (F-05, CLI-28).

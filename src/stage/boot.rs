@@ -8,11 +8,13 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::children::{ending, how, listens_to, pid_of, reap, reap_others, signal_inner, wait_for};
+use super::children::{ending, how, listens_to, pid_of, reap, reap_others, signal_to, wait_for};
+use super::fork::fork_into;
+use super::inner::Inner;
 use super::link::{self, Link};
 use super::outer::Outer;
-use super::protocol::{FromInner, FromOuter, Sequence, Step, ToInner, ToOuter};
-use super::{Child, Parent, fork, outer, told};
+use super::protocol::{FromInner, Sequence, Step, ToInner};
+use super::{Child, Parent, inner, outer, told};
 use crate::audience::Audience;
 use crate::console::forward::Forwarder;
 use crate::console::hotkey::Hotkey;
@@ -23,7 +25,7 @@ use crate::exit::{self, Ending, Next};
 use crate::notify::Inbox;
 use crate::session::Session;
 use crate::settings::value::KillSignal;
-use crate::spec::Spec;
+use crate::spec::{Network, Spec};
 use crate::sys::process::send_signal;
 
 /// How long the rest of the payload's output may find no reader.
@@ -41,7 +43,6 @@ const LAST_WORDS: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Signal,
-    FromOuter,
     FromInner,
     Console,
     Notify,
@@ -61,12 +62,11 @@ pub(super) struct Boot<'a> {
     /// Where the tree comes from, for those who are told.
     root: &'static str,
     other_ways: Vec<String>,
-    outer: Option<Child>,
-    inner: Option<Child>,
+    /// The container's process 1.
+    first: Option<Child>,
     /// Whom the inbox listens to: the payload, also if that is not process 1.
     speaker: libc::pid_t,
     inbox: Inbox,
-    from_outer: Option<Link<ToOuter, FromOuter>>,
     from_inner: Option<Link<ToInner, FromInner>>,
     sequence: Sequence,
     /// Held so that readers of the container's /proc/kmsg wait (DEV-06).
@@ -90,8 +90,7 @@ impl<'a> Boot<'a> {
     ) -> Result<Self> {
         let ids = session.ids()?;
         let root = session.root().mounted(spec)?;
-        let (from_outer, outer_link) = link::pair::<ToOuter, FromOuter>()?;
-        let (from_inner, inner_link) = link::pair::<ToInner, FromInner>()?;
+        let (from_inner, link) = link::pair::<ToInner, FromInner>()?;
         let inbox = Inbox::new()?;
         let outer = Outer {
             spec,
@@ -100,14 +99,19 @@ impl<'a> Boot<'a> {
             scratch: session.scratch(),
             inbox: &inbox,
             credentials: session.credentials(),
-            link: &outer_link,
-            inner_link: &inner_link,
         };
-        let child = fork(
-            libc::CLONE_NEWNS,
+        let inner = Inner {
+            spec,
+            machine_id: &ids.machine,
+            credentials: session.credentials(),
+            link: &link,
+        };
+        let first = fork_into(
+            session.cgroup(),
+            namespaces(spec),
             Parent::Us,
-            || outer::run(&outer),
-            |error| outer::tell(&outer_link, &error),
+            || inner::run(inner, outer::run(&outer, link.as_fd())?),
+            |error| inner::tell(&link, &error),
         )
         .map_err(explain_no_process)?;
         let boot = Self {
@@ -115,11 +119,9 @@ impl<'a> Boot<'a> {
             audience,
             root: session.root().way(),
             other_ways: session.root().refused().to_vec(),
-            outer: Some(child),
-            inner: None,
-            speaker: 0,
+            speaker: first.pid,
+            first: Some(first),
             inbox,
-            from_outer: Some(from_outer),
             from_inner: Some(from_inner),
             sequence: Sequence::new(spec.wiring.pty, spec.has_stub),
             kmsg: None,
@@ -128,9 +130,9 @@ impl<'a> Boot<'a> {
             requests_left: 0,
             reboot: false,
         };
-        // An outer that is gone has said why.
-        if let Some(link) = &boot.from_outer {
-            let _ = link.send(&ToOuter::Cgroup, session.cgroup(spec));
+        if let Some(link) = &boot.from_inner {
+            // A process that is gone has said why.
+            let _ = link.send(&ToInner::Cgroup { guarded: session.guard_devices(spec) }, None);
         }
         Ok(boot)
     }
@@ -141,6 +143,10 @@ impl<'a> Boot<'a> {
         signals: &SignalFd,
         mut console: Option<&mut Forwarder>,
     ) -> Result<End> {
+        // Of those that ended before we listened, no signal tells.
+        if let Some(first) = &self.first {
+            reap_others(first.pid);
+        }
         loop {
             let events = self.wait(signals, console.as_deref())?;
             if let Some(signal) = self.spec.kill_signal.filter(|_| events.is_empty()) {
@@ -148,7 +154,6 @@ impl<'a> Boot<'a> {
             }
             for event in events {
                 match event {
-                    Event::FromOuter => self.hear_outer()?,
                     Event::FromInner => self.hear_inner(console.as_deref_mut())?,
                     Event::Notify => {
                         self.hear_payload();
@@ -172,11 +177,7 @@ impl<'a> Boot<'a> {
     fn wait(&self, signals: &SignalFd, console: Option<&Forwarder>) -> Result<Vec<Event>> {
         let mut waits = Vec::with_capacity(5);
         // Messages come before the death of their sender.
-        if let Some(link) = &self.from_outer {
-            waits.push((Event::FromOuter, link.as_fd()));
-        }
-        // Inner may be ahead of outer's announcement of it; what it says can wait until we know it.
-        if let Some(link) = self.from_inner.as_ref().filter(|_| self.inner.is_some()) {
+        if let Some(link) = &self.from_inner {
             waits.push((Event::FromInner, link.as_fd()));
         }
         if let Some(console) = console {
@@ -190,28 +191,6 @@ impl<'a> Boot<'a> {
         rustix::io::retry_on_intr(|| poll(&mut fds, patience)).context("waiting for events")?;
         let ready = waits.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         Ok(ready.map(|((event, _), _)| *event).collect())
-    }
-
-    fn hear_outer(&mut self) -> Result<()> {
-        let Some(link) = &self.from_outer else { return Ok(()) };
-        match link.recv()? {
-            Some((FromOuter::Inner(pid), pidfd)) => {
-                self.sequence.take(Step::Inner)?;
-                let pidfd = pidfd.context("the container's first process was not handed over")?;
-                self.speaker = pid;
-                self.inner = Some(Child { pid, pidfd });
-            }
-            Some((FromOuter::Failed(report), _)) => return Err(told(report)),
-            None => {
-                self.from_outer = None;
-                let outer = self.outer.take().expect("it is reaped here only");
-                let status = wait_for(&outer.pidfd)?;
-                if self.inner.is_none() {
-                    bail!("{}: the outer stage {}", self.due(), how(&status));
-                }
-            }
-        }
-        Ok(())
     }
 
     fn hear_inner(&mut self, console: Option<&mut Forwarder>) -> Result<()> {
@@ -254,8 +233,8 @@ impl<'a> Boot<'a> {
 
     /// The payload was released (DEF-06).
     fn tell_start(&mut self) {
-        let Some(inner) = &self.inner else { return };
-        self.audience.started(inner.pid, &self.spec.machine, self.root, &self.other_ways);
+        let Some(first) = &self.first else { return };
+        self.audience.started(first.pid, &self.spec.machine, self.root, &self.other_ways);
         if !self.spec.notify_ready {
             self.audience.ready();
         }
@@ -293,10 +272,9 @@ impl<'a> Boot<'a> {
                 signal => self.terminate(signal)?,
             }
         }
-        let ours = [&self.outer, &self.inner].into_iter().flatten().map(|child| child.pid);
-        reap_others(&ours.collect::<Vec<_>>());
-        let Some(inner) = &self.inner else { return Ok(None) };
-        let Some(status) = reap(inner)? else { return Ok(None) };
+        let Some(first) = &self.first else { return Ok(None) };
+        reap_others(first.pid);
+        let Some(status) = reap(first)? else { return Ok(None) };
         // It is dead, so all it had to say is there.
         while self.from_inner.is_some() {
             self.hear_inner(console.as_deref_mut())?;
@@ -306,9 +284,9 @@ impl<'a> Boot<'a> {
                 break;
             }
         }
-        self.inner = None;
+        self.first = None;
         if let Some(step) = self.sequence.due().filter(|_| self.refused.is_none()) {
-            bail!("{step}: the inner stage {}", how(&status));
+            bail!("{step}: the container's first process {}", how(&status));
         }
         Ok(Some(ending(&status)?))
     }
@@ -316,10 +294,12 @@ impl<'a> Boot<'a> {
     /// A request to end: whoever has a signal for that is asked by it first, and killed at the second request;
     /// anything else is killed (RUN-06, RUN-07, E-06).
     fn terminate(&mut self, signal: Signal) -> Result<()> {
-        let Some(inner) = &self.inner else { bail!("{}: interrupted by {signal}", self.due()) };
-        let runs = self.sequence.due().is_none();
-        match self.spec.kill_signal.filter(|_| runs && !self.shutting_down) {
-            None => signal_inner(inner, libc::SIGKILL),
+        if let Some(step) = self.sequence.due() {
+            bail!("{step}: interrupted by {signal}");
+        }
+        let Some(first) = &self.first else { return Ok(()) };
+        match self.spec.kill_signal.filter(|_| !self.shutting_down) {
+            None => signal_to(first, libc::SIGKILL),
             Some(request) => {
                 self.shutting_down = true;
                 if self.spec.verbosity >= Verbosity::Normal {
@@ -334,22 +314,22 @@ impl<'a> Boot<'a> {
     /// Asks process 1 to end. An init that has just started does not listen yet, and the kernel keeps nothing
     /// for process 1 that it does not listen to (pid_namespaces(7)): then it is asked again later.
     fn request(&mut self, signal: KillSignal) -> Result<()> {
-        let Some(inner) = &self.inner else { return Ok(()) };
-        let listens = self.spec.has_stub || listens_to(inner.pid, signal.number());
+        let Some(first) = &self.first else { return Ok(()) };
+        let listens = self.spec.has_stub || listens_to(first.pid, signal.number());
         self.requests_left = if listens { 0 } else { self.requests_left.saturating_sub(1) };
-        signal_inner(inner, signal.number())
+        signal_to(first, signal.number())
     }
 
     fn on_hotkey(&mut self, hotkey: Hotkey) -> Result<()> {
-        let Some(inner) = &self.inner else { return Ok(()) };
+        let Some(first) = &self.first else { return Ok(()) };
         match hotkey {
-            Hotkey::Kill => signal_inner(inner, libc::SIGKILL),
+            Hotkey::Kill => signal_to(first, libc::SIGKILL),
             Hotkey::PowerOff => self.terminate(Signal::SIGTERM),
             // SIGRTMIN+5: reboot (systemd(1), SIGNALS).
-            Hotkey::Reboot if self.spec.may_reboot() => signal_inner(inner, libc::SIGRTMIN() + 5),
+            Hotkey::Reboot if self.spec.may_reboot() => signal_to(first, libc::SIGRTMIN() + 5),
             Hotkey::Reboot => {
                 self.reboot = true;
-                signal_inner(inner, libc::SIGKILL)
+                signal_to(first, libc::SIGKILL)
             }
         }
     }
@@ -385,20 +365,14 @@ impl<'a> Boot<'a> {
         }
         Ok(End { next, remark })
     }
-
-    fn due(&self) -> Step {
-        self.sequence.due().unwrap_or(Step::Exec)
-    }
 }
 
 impl Drop for Boot<'_> {
     fn drop(&mut self) {
-        let outer = self.outer.take().map(|child| child.pidfd);
-        let inner = self.inner.take().map(|child| child.pidfd);
-        for child in [inner, outer].into_iter().flatten() {
-            // Each of the two is our child, so it can only be dead already, and then there is nothing to do.
-            let _ = send_signal(&child, libc::SIGKILL);
-            let _ = wait_for(&child);
+        if let Some(first) = self.first.take() {
+            // It is our child, so it can only be dead already, and then there is nothing to do.
+            let _ = send_signal(&first.pidfd, libc::SIGKILL);
+            let _ = wait_for(&first.pidfd);
         }
     }
 }
@@ -409,8 +383,19 @@ fn explain_no_process(error: anyhow::Error) -> anyhow::Error {
     };
     match permission(&error) {
         Some(libc::EPERM) if error.downcast_ref::<Hinted>().is_none() => {
-            error.context(hinted("making a mount namespace", "it needs CAP_SYS_ADMIN"))
+            error.context(hinted("making the container's namespaces", "it needs CAP_SYS_ADMIN"))
         }
-        _ => error,
+        _ => error.context("making the container's namespaces"),
     }
+}
+
+fn namespaces(spec: &Spec) -> libc::c_int {
+    let own = [
+        (true, libc::CLONE_NEWNS),
+        (!spec.shares.pid, libc::CLONE_NEWPID),
+        (!spec.shares.uts, libc::CLONE_NEWUTS),
+        (!spec.shares.ipc, libc::CLONE_NEWIPC),
+        (spec.network == Network::Private, libc::CLONE_NEWNET),
+    ];
+    own.iter().filter(|(is_own, _)| *is_own).fold(0, |flags, (_, flag)| flags | flag)
 }

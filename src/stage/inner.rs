@@ -1,12 +1,6 @@
-//! The second child makes the machine and becomes the payload.
-//!
-//! | user | mnt | pid | uts | ipc | net                   | cgroup |
-//! |------|-----|-----|-----|-----|-----------------------|--------|
-//! | host | own | own | own | own | own, if it is private | own    |
-//!
-//! It is a child of the supervisor, not of outer, so that its parent-death signal is the supervisor's
-//! death (R7), and it is reaped there.
+//! The second part of a start: it makes the machine and becomes the payload.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
@@ -39,20 +33,28 @@ use crate::spec::{Calls, Network, Spec};
 use crate::sys::process::keep_only;
 use crate::tree;
 
-pub(super) fn run(
-    spec: &Spec,
-    machine_id: &Id,
-    credentials: &[Credential],
-    mut custom: Opened,
-    link: &Link<FromInner, ToInner>,
-) -> Result<()> {
+/// What the payload and its surroundings are made of, by inheritance.
+#[derive(Clone, Copy)]
+pub(super) struct Inner<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) machine_id: &'a Id,
+    pub(super) credentials: &'a [Credential],
+    pub(super) link: &'a Link<FromInner, ToInner>,
+}
+
+pub(super) fn run(inner: Inner<'_>, mut custom: Opened) -> Result<()> {
+    let link = inner.link;
     let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
-    keep_only(spec.handover.end(), &kept).context("closing what the container must not see")?;
+    keep_only(inner.spec.handover.end(), &kept)
+        .context("closing what the container must not see")?;
     tie_to_supervisor(link)?;
+    let spec = &*spec_with_its_cgroup(inner.spec, link)?;
+    let inner = Inner { spec, ..inner };
     // Until exec nobody may look into us (CVE-2016-9962).
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("becoming undumpable")?;
     if spec.knobs.cgroup_namespace {
-        // Here, because the cgroup that one is asked for at birth would be that of outer (cgroup_namespaces(7)).
+        // Here, because one that is asked for at birth has the cgroup of our parent for its root
+        // (cgroup_namespaces(7)).
         unshare(CloneFlags::CLONE_NEWCGROUP).context("making a cgroup namespace")?;
     }
     let root = InRoot::new(open_directory("/")?);
@@ -71,7 +73,7 @@ pub(super) fn run(
     mount_change("/", shared).context("sharing the container's mounts inside")?;
     shed_what_is_inherited(spec, &root)?;
     if !spec.has_stub {
-        return become_payload(spec, machine_id, credentials, root, console, None, link);
+        return become_payload(inner, root, console, None);
     }
     // Nothing that the payload sends to the stub may come before it can take it.
     SigSet::all().thread_block().context("blocking signals")?;
@@ -88,7 +90,7 @@ pub(super) fn run(
             let us = pidfd_open(getpid(), PidfdFlags::empty()).context("naming the payload")?;
             link.send(&FromInner::Payload, Some(us.as_fd()))?;
             drop(us);
-            become_payload(spec, machine_id, credentials, root, console, Some(stub_runs), link)
+            become_payload(inner, root, console, Some(stub_runs))
         },
         |error| tell(link, &error),
     )
@@ -99,14 +101,12 @@ pub(super) fn run(
 
 /// The rest of the way, in the process that will be the payload.
 fn become_payload(
-    spec: &Spec,
-    machine_id: &Id,
-    credentials: &[Credential],
+    inner: Inner<'_>,
     root: InRoot,
     console: Option<Pty>,
     stub_runs: Option<PipeReader>,
-    link: &Link<FromInner, ToInner>,
 ) -> Result<()> {
+    let Inner { spec, machine_id, credentials, link } = inner;
     let number = console.as_ref().map(|console| console.number);
     pty::attach(console.map(|console| console.slave), &spec.wiring)?;
     let user = user::settle(spec, &root)?;
@@ -123,6 +123,9 @@ fn become_payload(
     drop(kmsg);
     match link.recv()? {
         Some((ToInner::Go, _)) => {}
+        Some((ToInner::Cgroup { .. }, _)) => {
+            bail!("the supervisor repeats itself: a bug in rspawn")
+        }
         None => bail!("the supervisor is gone"),
     }
     // Before that, /proc/1/exe is our binary (R11).
@@ -135,7 +138,20 @@ fn become_payload(
     link.send(&FromInner::NoExec(report, refusal.errno), None)
 }
 
-/// Tells the supervisor why this stage is over.
+/// What is to be done with the cgroup that we were born into, or without one.
+fn spec_with_its_cgroup<'a>(
+    spec: &'a Spec,
+    link: &Link<FromInner, ToInner>,
+) -> Result<Cow<'a, Spec>> {
+    match link.recv()? {
+        Some((ToInner::Cgroup { guarded: true }, _)) => Ok(Cow::Borrowed(spec)),
+        Some((ToInner::Cgroup { guarded: false }, _)) => Ok(spec.without_own_cgroup()),
+        Some((ToInner::Go, _)) => bail!("the supervisor is ahead of us: a bug in rspawn"),
+        None => bail!("the supervisor is gone"),
+    }
+}
+
+/// Tells the supervisor why the start is over.
 pub(super) fn tell(link: &Link<FromInner, ToInner>, error: &anyhow::Error) {
     // Without a supervisor there is nobody to tell.
     let _ = link.send(&FromInner::Failed(Report::of(error)), None);

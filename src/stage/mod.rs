@@ -1,25 +1,27 @@
 //! Who does what, when?
 //!
-//! | process    | namespaces of its own                   | does |
-//! |------------|-----------------------------------------|------|
-//! | supervisor | none                                    | forks outer, forwards the console, waits, cleans up |
-//! | outer      | mount                                   | makes the tree, switches the root, forks inner |
-//! | inner      | and PID, UTS, IPC, cgroup, perhaps net  | makes the machine, gives up privileges, execs the payload |
+//! | process    | namespaces of its own                         | does |
+//! |------------|-----------------------------------------------|------|
+//! | supervisor | none                                          | forks the first process, forwards the console, waits, cleans up |
+//! | the first  | mount, PID, UTS, IPC, cgroup, perhaps network | outer makes the tree and switches the root, inner makes the machine, gives up privileges and execs the payload |
 //!
 //! ```text
-//! supervisor ── fork ──▶ outer ── fork, as a sibling ──▶ inner
-//!     ├──── Cgroup(dir) ───▶│                              │
-//!     │  ◀── Inner(pidfd) ──┘ exits                        │
-//!     │  ◀── Console(pty) ─────────────────────────────────┤
-//!     │  ◀── Ready ────────────────────────────────────────┤
-//!     ├──── Go ───────────────────────────────────────────▶│
-//!     │  ◀── end of the link: it has exec'd ───────────────┘
+//! supervisor ── fork ──▶ outer
+//!     │                    ▼
+//!     ├──── Cgroup ─────▶ inner
+//!     │  ◀── Console(pty) ─┤
+//!     │  ◀── Ready ────────┤
+//!     ├──── Go ───────────▶│
+//!     │  ◀── end of link ──┘ it has exec'd
 //! ```
+//!
+//! The two parts are one process: a second one would cost a tenth of a start. Neither is in its own cgroup namespace
+//! until inner makes one, and outer does nothing by which the container's namespaces could be told from the host's.
 //!
 //! With `--as-pid2` inner forks once more, announces that process as `Payload`, and becomes a stub (E-01); the
 //! new process goes on in its place.
 //!
-//! A stage that fails sends `Failed` instead, and only the supervisor tells the user.
+//! A process that fails sends `Failed` instead, and only the supervisor tells the user.
 
 mod boot;
 mod children;
@@ -41,7 +43,7 @@ pub use fork::{Child, Parent, fork};
 pub use stub::is_available as has_stub;
 pub use supervisor::run;
 
-/// An error that another stage has sent.
+/// An error that the first process has sent.
 fn told(report: crate::errors::Report) -> anyhow::Error {
     match report.hint {
         Some(hint) => crate::errors::hinted(report.chain, hint).into(),

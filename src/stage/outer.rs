@@ -1,25 +1,15 @@
-//! The first child makes the tree.
-//!
-//! | user | mnt | pid  | uts  | ipc  | net  | cgroup |
-//! |------|-----|------|------|------|------|--------|
-//! | host | own | host | host | host | host | host   |
+//! The first part of a start: it makes the tree.
 //!
 //! What it makes is owned by the host, and so out of the container's reach.
 
-use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
 
-use super::fork::fork_into;
-use super::link::Link;
-use super::protocol::{FromInner, FromOuter, ToInner, ToOuter};
-use super::{Parent, inner};
 use crate::credentials::{self, Credential};
-use crate::errors::Report;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
 use crate::integration;
@@ -28,11 +18,11 @@ use crate::notify::Inbox;
 use crate::root::{Access, Mounted};
 use crate::security::limits::{self, Personality};
 use crate::settings::value::Volatile;
-use crate::spec::{Network, Spec};
+use crate::spec::Spec;
 use crate::sys::process::keep_only;
 use crate::tree;
 
-/// What [`run`] is given by inheritance.
+/// What the tree is made of, by inheritance.
 pub(super) struct Outer<'a> {
     pub(super) spec: &'a Spec,
     pub(super) ids: &'a Ids,
@@ -41,17 +31,14 @@ pub(super) struct Outer<'a> {
     /// To be named in the container; the supervisor reads it.
     pub(super) inbox: &'a Inbox,
     pub(super) credentials: &'a [Credential],
-    pub(super) link: &'a Link<FromOuter, ToOuter>,
-    pub(super) inner_link: &'a Link<FromInner, ToInner>,
 }
 
-pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
-    let Outer { spec, ids, root, scratch, credentials, inbox, link, inner_link } = outer;
-    let kept: Vec<_> = [link.as_fd(), inner_link.as_fd(), inbox.as_fd()]
-        .into_iter()
-        .chain(root.fds())
-        .chain(scratch.fds())
-        .collect();
+/// Makes the tree and enters it. What was opened for it is closed again, but for `link` and what is returned, which
+/// the next part mounts.
+pub(super) fn run(outer: &Outer<'_>, link: BorrowedFd<'_>) -> Result<Opened> {
+    let Outer { spec, ids, root, scratch, credentials, inbox } = outer;
+    let kept: Vec<_> =
+        [link, inbox.as_fd()].into_iter().chain(root.fds()).chain(scratch.fds()).collect();
     keep_only(spec.handover.end(), &kept).context("closing what this stage does not need")?;
     set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
     // Files of the tree get the modes that are asked for, whatever the caller's umask (G-09).
@@ -80,29 +67,7 @@ pub(super) fn run(outer: &Outer<'_>) -> Result<()> {
     integration::apply(&spec.integration, ids, &tree)?;
     custom.mount(Stage::Outer, &tree)?;
     switch_root(&tree)?;
-    let cgroup = match link.recv()? {
-        Some((ToOuter::Cgroup, dir)) => dir,
-        None => bail!("the supervisor is gone"),
-    };
-    let spec = match cgroup {
-        Some(_) => Cow::Borrowed(*spec),
-        None => spec.without_own_cgroup(),
-    };
-    let child = fork_into(
-        cgroup.as_ref().map(AsFd::as_fd),
-        namespaces(&spec),
-        Parent::OurParent,
-        || inner::run(&spec, &ids.machine, credentials, custom, inner_link),
-        |error| inner::tell(inner_link, &error),
-    )
-    .context("making the container's namespaces")?;
-    link.send(&FromOuter::Inner(child.pid), Some(child.pidfd.as_fd()))
-}
-
-/// Tells the supervisor why this stage is over.
-pub(super) fn tell(link: &Link<FromOuter, ToOuter>, error: &anyhow::Error) {
-    // Without a supervisor there is nobody to tell.
-    let _ = link.send(&FromOuter::Failed(Report::of(error)), None);
+    Ok(custom)
 }
 
 /// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends
@@ -127,15 +92,4 @@ fn mount_id(dir: BorrowedFd<'_>, path: &str) -> Result<u64> {
         "no mount id"
     );
     Ok(stat.stx_mnt_id)
-}
-
-fn namespaces(spec: &Spec) -> libc::c_int {
-    let own = [
-        (true, libc::CLONE_NEWNS),
-        (!spec.shares.pid, libc::CLONE_NEWPID),
-        (!spec.shares.uts, libc::CLONE_NEWUTS),
-        (!spec.shares.ipc, libc::CLONE_NEWIPC),
-        (spec.network == Network::Private, libc::CLONE_NEWNET),
-    ];
-    own.iter().filter(|(is_own, _)| *is_own).fold(0, |flags, (_, flag)| flags | flag)
 }

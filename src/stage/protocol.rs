@@ -7,15 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::errors::Report;
 
-/// From outer to the supervisor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum FromOuter {
-    /// With a pidfd: the container's PID 1, a child of the supervisor, by its id outside.
-    Inner(libc::pid_t),
-    /// This stage is over.
-    Failed(Report),
-}
-
 /// From inner to the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromInner {
@@ -35,23 +26,16 @@ pub(super) enum FromInner {
 /// From the supervisor to inner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ToInner {
+    /// Whether the container has a cgroup of its own, with a device program on it. Loading that takes as long as a
+    /// tenth of a start, and so is done beside outer.
+    Cgroup { guarded: bool },
     /// Run the payload.
     Go,
-}
-
-/// From the supervisor to outer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum ToOuter {
-    /// With the directory of the cgroup that inner is to be born in, if the container has one of its own. Making
-    /// it takes as long as a tenth of a start, and so is done beside outer.
-    Cgroup,
 }
 
 /// A step of a start, as the supervisor hears of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
-    /// [`FromOuter::Inner`].
-    Inner,
     /// [`FromInner::Console`].
     Console,
     /// [`FromInner::Payload`].
@@ -65,7 +49,6 @@ pub(super) enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Inner => "making the container's namespaces",
             Self::Console => "opening the container's console",
             Self::Payload => "making a process for the payload",
             Self::Ready => "setting up the container",
@@ -91,7 +74,6 @@ impl Sequence {
         if pty {
             left.push(Step::Console);
         }
-        left.push(Step::Inner);
         Self { left }
     }
 
@@ -116,9 +98,9 @@ impl Sequence {
 mod tests {
     use super::*;
 
-    const ALL: [Step; 5] = [Step::Inner, Step::Console, Step::Payload, Step::Ready, Step::Exec];
+    const ALL: [Step; 4] = [Step::Console, Step::Payload, Step::Ready, Step::Exec];
 
-    /// Every order of the five steps.
+    /// Every order of the four steps.
     fn orders() -> Vec<Vec<Step>> {
         let mut orders = vec![Vec::new()];
         for _ in 0..ALL.len() {
@@ -155,7 +137,6 @@ mod tests {
     #[test]
     fn without_a_pty_no_console_is_accepted() {
         let mut sequence = Sequence::new(false, false);
-        sequence.take(Step::Inner).unwrap();
         assert_eq!(sequence.due(), Some(Step::Ready));
         assert!(sequence.take(Step::Console).is_err());
     }
@@ -163,7 +144,7 @@ mod tests {
     #[test]
     fn nothing_is_accepted_twice() {
         let mut sequence = Sequence::new(false, false);
-        sequence.take(Step::Inner).unwrap();
-        assert!(sequence.take(Step::Inner).is_err());
+        sequence.take(Step::Ready).unwrap();
+        assert!(sequence.take(Step::Ready).is_err());
     }
 }

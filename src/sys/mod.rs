@@ -2,11 +2,13 @@
 
 pub mod bpf;
 pub mod btrfs;
+pub mod device_mapper;
 pub mod loop_device;
 pub mod mount;
 pub mod network;
 #[allow(unsafe_code)]
 pub mod process;
+pub mod resize;
 #[allow(unsafe_code)]
 pub mod seccomp;
 pub mod tty;

@@ -32,6 +32,26 @@ pub fn join_new_session_keyring() -> io::Result<()> {
     if rc == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Puts a key of type "user" into the keyring of the calling process, with which it goes (add_key(2)).
+///
+/// # Errors
+///
+/// ENOSYS without key support, EPERM under a seccomp filter, EDQUOT when the user's key quota is used up.
+pub fn add_key(description: &std::ffi::CStr, payload: &[u8]) -> io::Result<()> {
+    // SAFETY: two strings that end in NUL and a buffer with its length are only read.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_add_key,
+            c"user".as_ptr(),
+            description.as_ptr(),
+            payload.as_ptr(),
+            payload.len(),
+            libc::KEY_SPEC_PROCESS_KEYRING,
+        )
+    };
+    if rc == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Soft and hard limit of process `pid` for the `RLIMIT_*` number `resource`; `None` is unlimited (prlimit(2)).
 ///
 /// # Errors

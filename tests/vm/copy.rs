@@ -61,7 +61,7 @@ fn fill(tree: &Path) -> Result<()> {
     fs::set_permissions(odd.join("a/file"), fs::Permissions::from_mode(0o6711))?;
     chown(odd.join("a/b"), Some(7), Some(8))?;
     fs::set_permissions(odd.join("a/b"), fs::Permissions::from_mode(0o3751))?;
-    fs::set_permissions(odd.join("empty"), fs::Permissions::from_mode(0))?;
+    fs::set_permissions(odd.join("empty"), fs::Permissions::from_mode(0o0))?;
     for (name, kind, number) in [
         ("null", FileType::CharacterDevice, makedev(1, 3)),
         ("disk", FileType::BlockDevice, makedev(259, 70_000)),

@@ -3,6 +3,7 @@
 //! Invariant: nothing here prints or decides what is good; `xtask::bench` runs it and shows it.
 
 pub mod floor;
+pub mod guests;
 pub mod lanes;
 pub mod measure;
 mod oci;

@@ -8,8 +8,8 @@ use anyhow::Result;
 use clap::Parser;
 use harness::workspace::Workspace;
 use harness::xtask::{
-    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, setup, single, try_it,
-    vm_run, vm_shell, vm_test,
+    bench, ci, coverage_of_spec, docs, doctor, images, install, kernels, setup, try_it, vm_run,
+    vm_shell, vm_test,
 };
 
 #[derive(Debug, Parser)]
@@ -37,7 +37,7 @@ enum Verb {
     /// Run the suite in guests
     VmTest(Box<vm_test::Options>),
     /// Open a shell in a guest, with rspawn on its PATH
-    VmShell(single::Which),
+    VmShell(vm_shell::Options),
     /// Run one command in a guest; the exit code is its own
     VmRun(vm_run::Options),
     /// Measure how long rspawn takes to start, beside other launchers

@@ -3,75 +3,78 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::MountFlags;
 
 use super::fault::{self, AgentFault};
-use super::init::{self, ENVIRONMENT, disk, kernel_argument, mount_at, tool};
+use super::init::{self, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
-use super::runner::{self, Place};
+use super::runner::{self, End, Place};
 use super::suite::Suite;
-use super::{LAUNCHER, Subject, command, sys, unit};
+use super::{LAUNCHER, Subject, command, sys, terminal, unit};
 use crate::build_id;
 use crate::report::Verdict;
-use crate::report::event::{Event, Order, WIRE_VERSION, Work};
+use crate::report::event::{Event, Order, Restart, Scratch, WIRE_VERSION, Work};
 
 /// Where the scratch disk is mounted.
-const SCRATCH: &str = "/scratch";
+pub(super) const SCRATCH: &str = "/scratch";
 
-/// How a scratch file system is made: name, program, what makes it fast and silent.
+/// How a scratch file system is made: name, program, what makes it fast, small and silent. The disk is new and empty, so
+/// nothing on it needs to be discarded or zeroed.
 const MKFS: &[(&str, &str, &[&str])] = &[
-    ("ext4", "mkfs.ext4", &["-q", "-F"]),
-    ("btrfs", "mkfs.btrfs", &["-q", "-f"]),
-    ("xfs", "mkfs.xfs", &["-q", "-f"]),
+    ("ext4", "mkfs.ext4", &["-q", "-F", "-i", "65536", "-E", "nodiscard,lazy_journal_init=1"]),
+    ("btrfs", "mkfs.btrfs", &["-q", "-f", "-K"]),
+    ("xfs", "mkfs.xfs", &["-q", "-f", "-K"]),
     ("vfat", "mkfs.vfat", &[]),
 ];
 
 /// Serves the host; ends only by powering the guest off.
+///
+/// Up to the first order everything is the same in all guests of a kind, and no disk is written to: here a template is
+/// taken, which shows by the port's being open.
 ///
 /// # Errors
 /// When the channel or the machine fails, or an order makes no sense.
 pub fn run(suite: &Suite) -> Result<()> {
     let name = kernel_argument("harness.port")
         .context("looking for harness.port= on the kernel's command line")?;
+    let build_id = build_id::of(Path::new("/proc/self/exe"))?;
+    let kernel = init::kernel_release()?;
     let mut port = Port::open(&port::find(&name)?)?;
-    let Order::Begin { nonce, clock_unix_s, fs, timeout_factor } = port.receive()? else {
+    let Order::Begin(begin) = port.receive()? else {
         bail!("the first order was not to begin");
     };
-    set_clock(clock_unix_s)?;
-    mix_random(nonce)?;
-    let place = Place {
-        scratch: PathBuf::from(SCRATCH),
-        fs: fs.clone(),
-        subject: Subject::parse(
-            &kernel_argument("harness.subject").unwrap_or("rspawn".to_owned()),
-        )?,
-        launcher: PathBuf::from(LAUNCHER),
-        timeout_factor,
-    };
-    make_scratch(&fs)?;
-    if place.subject == Subject::Nspawn {
+    set_clock(begin.clock_unix_us)?;
+    mix_random(&begin.seed)?;
+    init::give_identity()?;
+    mount_scratch(&begin.fs, begin.scratch)?;
+    if begin.subject == Subject::Nspawn {
         unit::make_inaccessible_nodes()?;
     }
-    port.send(Event::Hello {
-        version: WIRE_VERSION,
-        build_id: build_id::of(Path::new("/proc/self/exe"))?,
-        kernel: init::kernel_release()?,
-    })?;
+    let place = Place {
+        scratch: PathBuf::from(SCRATCH),
+        fs: begin.fs,
+        subject: begin.subject,
+        launcher: PathBuf::from(LAUNCHER),
+        timeout_factor: begin.timeout_factor,
+    };
+    port.send(Event::Hello { version: WIRE_VERSION, build_id, kernel })?;
     let mut outcomes = 0;
     loop {
         match port.receive()? {
             Order::Begin { .. } => bail!("an order to begin where one was served already"),
             Order::Run { cases } => {
                 for work in cases {
-                    run_case(suite, &place, &mut port, work, &mut outcomes)?;
+                    if run_case(suite, &place, &mut port, work, &mut outcomes)? == Then::Wait {
+                        break;
+                    }
                 }
             }
             Order::Command { words } => command::run(&words, Path::new(SCRATCH), &mut port)?,
-            Order::Shell => {
-                shell()?;
+            Order::Shell(shell) => {
+                terminal::serve(&shell, &place)?;
                 port.send(Event::Bye { outcomes })?;
                 power_off()?;
             }
@@ -81,6 +84,15 @@ pub fn run(suite: &Suite) -> Result<()> {
             }
         }
     }
+}
+
+/// What follows a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// The next one.
+    Next,
+    /// Nothing until the host says more: what the case left on the scratch disk is to stay as it is.
+    Wait,
 }
 
 /// On the kernel's log, so that the host can tell whose a complaint on the console is.
@@ -95,8 +107,8 @@ fn run_case(
     port: &mut Port,
     work: Work,
     outcomes: &mut u32,
-) -> Result<()> {
-    let Work { case: name, limit_s } = work;
+) -> Result<Then> {
+    let name = work.case.clone();
     note_begin(&name)?;
     port.send(Event::Start { case: name.clone() })?;
     let event = match (fault::of_agent(&name), suite.find(&name)) {
@@ -105,12 +117,20 @@ fn run_case(
             outcome(&name, Verdict::Passed)
         }
         (None, Some(case)) => {
-            let ended = runner::run(case, limit_s, place, &mut || port.send(Event::Heartbeat))?;
-            Event::Outcome {
-                case: name.clone(),
-                verdict: ended.verdict,
-                duration_ms: u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX),
-                output: ended.output,
+            match runner::run(case, &work, place, &mut || port.send(Event::Heartbeat))? {
+                End::Restart(how) => {
+                    if how == Restart::Reboot {
+                        unmount_scratch()?;
+                    }
+                    port.send(Event::Restart { case: name, how })?;
+                    return Ok(Then::Wait);
+                }
+                End::Judged(ended) => Event::Outcome {
+                    case: name.clone(),
+                    verdict: ended.verdict,
+                    duration_ms: u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX),
+                    output: ended.output,
+                },
             }
         }
         (None, None) => {
@@ -118,11 +138,16 @@ fn run_case(
             outcome(&name, Verdict::Failed { chain })
         }
     };
+    let kept = matches!(&event, Event::Outcome { verdict, .. } if work.keep.applies(verdict));
+    if kept {
+        sync_scratch()?;
+    }
     *outcomes += 1;
     if fault::of_agent(&name) == Some(AgentFault::DuplicateResult) {
         port.send(event.clone())?;
     }
-    port.send(event)
+    port.send(event)?;
+    Ok(if kept { Then::Wait } else { Then::Next })
 }
 
 fn outcome(name: &str, verdict: Verdict) -> Event {
@@ -144,23 +169,21 @@ fn misbehave(fault: AgentFault, port: &mut Port) -> Result<()> {
 }
 
 /// The clock of a guest that was restored from memory stands where it stood.
-fn set_clock(unix_s: u64) -> Result<()> {
-    let now = rustix::time::Timespec {
-        tv_sec: i64::try_from(unix_s).context("setting the clock")?,
-        tv_nsec: 0,
-    };
+fn set_clock(unix_us: u64) -> Result<()> {
+    let now = Duration::from_micros(unix_us);
+    let now = rustix::time::Timespec::try_from(now).context("setting the clock")?;
     rustix::time::clock_settime(rustix::time::ClockId::Realtime, now).context("setting the clock")
 }
 
 /// Guests restored from one memory image would all draw the same random numbers.
-fn mix_random(nonce: u64) -> Result<()> {
+fn mix_random(seed: &[u8]) -> Result<()> {
     let mut random =
         File::options().write(true).open("/dev/urandom").context("opening /dev/urandom")?;
-    random.write_all(&nonce.to_le_bytes()).context("seeding /dev/urandom")?;
+    random.write_all(seed).context("seeding /dev/urandom")?;
     sys::reseed_random(&random).context("reseeding /dev/urandom")
 }
 
-fn make_scratch(kind: &str) -> Result<()> {
+fn mount_scratch(kind: &str, holds: Scratch) -> Result<()> {
     fs::create_dir_all(SCRATCH).context("making the scratch directory")?;
     let on = Path::new(SCRATCH);
     if kind == "tmpfs" {
@@ -171,51 +194,28 @@ fn make_scratch(kind: &str) -> Result<()> {
         };
         let device = disk("scratch")?;
         let path = device.to_str().context("naming the scratch disk")?;
-        tool(program, &[options, &[path][..]].concat())?;
-        // The driver may be a module under an alias; asking for it by name gives the better message.
-        tool("modprobe", &[kind])?;
+        if holds == Scratch::Empty {
+            tool(program, &[options, &[path][..]].concat())?;
+        }
+        let known = fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
+        if !known.split_whitespace().any(|word| word == kind) {
+            // The driver may be a module under an alias; asking for it by name gives the better message.
+            tool("modprobe", &[kind])?;
+        }
         mount_at(&device, on, kind, MountFlags::empty())?;
     }
     init::place_probe(on)
 }
 
-/// Gives the console to a shell and waits for its end.
-fn shell() -> Result<()> {
-    let active = fs::read_to_string("/sys/class/tty/console/active")
-        .context("looking for the console's terminal")?;
-    // The last one is what /dev/console stands for; that itself cannot be a controlling terminal.
-    let terminal = format!("/dev/{}", active.split_whitespace().last().unwrap_or("ttyS0"));
-    let open = || {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(&terminal)
-            .with_context(|| format!("opening {terminal}"))
-    };
-    let status = Command::new("/proc/self/exe")
-        .arg("--terminal")
-        .env_clear()
-        .envs(ENVIRONMENT.iter().copied())
-        .env("SCRATCH", SCRATCH)
-        .current_dir("/root")
-        .stdin(Stdio::from(open()?))
-        .stdout(Stdio::from(open()?))
-        .stderr(Stdio::from(open()?))
-        .status()
-        .context("running the shell")?;
-    println!("harness: the shell ended: {status}");
-    Ok(())
+/// What was written is on the disk then, whatever becomes of the guest.
+fn sync_scratch() -> Result<()> {
+    let dir = File::open(SCRATCH).context("opening the scratch directory")?;
+    rustix::fs::syncfs(&dir).context("writing the scratch disk")
 }
 
-/// The body of `vm --terminal`: a session with the terminal at standard input, then the shell.
-///
-/// # Errors
-/// When any of it fails; it does not return otherwise.
-pub fn become_shell() -> Result<()> {
-    use std::os::unix::process::CommandExt;
-    nix::unistd::setsid().context("starting a session")?;
-    sys::take_terminal().context("taking the terminal")?;
-    Err(Command::new("/bin/bash").arg("-l").exec()).context("running /bin/bash")
+fn unmount_scratch() -> Result<()> {
+    rustix::mount::unmount(SCRATCH, rustix::mount::UnmountFlags::empty())
+        .context("unmounting the scratch disk")
 }
 
 fn power_off() -> Result<()> {

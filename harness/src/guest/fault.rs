@@ -53,6 +53,12 @@ pub fn of_agent(name: &str) -> Option<AgentFault> {
     AGENT_FAULTS.iter().find(|(known, _)| *known == name).map(|&(_, fault)| fault)
 }
 
+/// The limit of the case with this name that goes wrong by itself, in seconds of real hardware.
+#[must_use]
+pub fn limit_s(name: &str) -> Option<u32> {
+    CASE_FAULTS.iter().find(|case| case.name == name).map(|case| case.timeout_s)
+}
+
 /// The case with this name that goes wrong by itself; none on a machine that is no guest.
 #[must_use]
 pub fn of_case(name: &str) -> Option<&'static Case> {

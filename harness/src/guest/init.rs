@@ -17,7 +17,8 @@ use rustix::fs::CWD;
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use super::observe::{entries, name_of};
-use super::{LAUNCHER, probe};
+use super::{LAUNCHER, probe, systemd};
+use crate::shape::{self, Shape};
 
 /// Where the suite's binary lies once the Debian root is there.
 pub const BINARY: &str = "/run/harness/vm";
@@ -37,11 +38,12 @@ const EARLY: &[(&str, &str, &str)] = &[
 const LATE: &[(&str, &str, &str)] = &[
     ("devpts", "/dev/pts", "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "mode=1777"),
-    ("tmpfs", "/tmp", "mode=1777"),
-    // The root is an overlay, on which no other overlay can write; hosts are not like that.
-    ("tmpfs", "/var/tmp", "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", ""),
 ];
+
+/// Directories that are written to: the root is an overlay, on which no other overlay can write; hosts are not like that.
+const OF_MEMORY: &[(&str, &str, &str)] =
+    &[("tmpfs", "/tmp", "mode=1777"), ("tmpfs", "/var/tmp", "mode=1777")];
 
 /// Sets the guest up, starts the agent and reaps orphans for ever.
 ///
@@ -60,14 +62,19 @@ pub fn run() -> Result<Infallible> {
     compose_root(&disk("root")?)?;
     carry_binaries()?;
     switch_root()?;
-    for row in LATE {
+    mount_modules()?;
+    if shape()? == Shape::Systemd {
+        for row in OF_MEMORY {
+            mount_row(row)?;
+        }
+        return systemd::take_over(&draw_machine_id()?);
+    }
+    for row in LATE.iter().chain(OF_MEMORY) {
         mount_row(row)?;
     }
-    mount_modules()?;
     tool("modprobe", &["-a", "loop", "overlay"])?;
     tool("ip", &["link", "set", "lo", "up"])?;
     rustix::system::sethostname(b"guest").context("setting the host name")?;
-    set_machine_id()?;
     let agent = Command::new(BINARY)
         .arg("--agent")
         .env_clear()
@@ -232,13 +239,24 @@ fn switch_root() -> Result<()> {
     .context("sharing the mounts")
 }
 
-/// A host has a machine id (machine-id(5)); the image has none, so that guests do not share it.
-fn set_machine_id() -> Result<()> {
+/// A host has a machine id (machine-id(5)); the image has none, so that guests do not share it, nor does a template.
+/// Where systemd is process 1, it has needed one before there was any guest to tell from others.
+pub(super) fn give_identity() -> Result<()> {
+    if shape()? == Shape::Systemd {
+        return Ok(());
+    }
+    fs::write("/etc/machine-id", draw_machine_id()? + "\n").context("writing the machine id")
+}
+
+fn shape() -> Result<Shape> {
+    kernel_argument(shape::ARGUMENT).map_or(Ok(Shape::Lean), |name| Shape::parse(&name))
+}
+
+fn draw_machine_id() -> Result<String> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .context("drawing a machine id")?;
-    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::write("/etc/machine-id", id + "\n").context("writing the machine id")
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn mount_modules() -> Result<()> {

@@ -32,6 +32,9 @@ impl Snapshot {
             if let Ok(file) = fs::read_to_string(device.join("loop/backing_file")) {
                 things.insert(format!("loop device {} on {}", name_of(&device), file.trim()));
             }
+            if let Ok(name) = fs::read_to_string(device.join("dm/name")) {
+                things.insert(format!("mapped device {} ({})", name_of(&device), name.trim()));
+            }
         }
         for link in entries(Path::new("/sys/class/net")).unwrap_or_default() {
             things.insert(format!("network interface {}", name_of(&link)));

@@ -17,6 +17,8 @@ pub mod probe;
 pub mod runner;
 pub mod suite;
 mod sys;
+mod systemd;
+mod terminal;
 mod unit;
 
 use std::path::{Path, PathBuf};
@@ -71,6 +73,7 @@ pub struct Guest {
     fs: String,
     subject: Subject,
     launcher: PathBuf,
+    boot: u32,
 }
 
 impl Guest {
@@ -90,6 +93,12 @@ impl Guest {
     #[must_use]
     pub fn subject(&self) -> Subject {
         self.subject
+    }
+
+    /// How many times the case has ended its guest already ([`crate::case::Need::Restart`]): 0 when it is called first.
+    #[must_use]
+    pub fn boot(&self) -> u32 {
+        self.boot
     }
 
     /// The file of the launcher under test, whoever the subject is.

@@ -112,16 +112,16 @@ mod tests {
     #[test]
     fn an_order_of_another_run_is_refused() {
         let orders =
-            [(7, 0), (8, 1)].map(|(nonce, seq)| Message { nonce, seq, body: Order::Shell });
+            [(7, 0), (8, 1)].map(|(nonce, seq)| Message { nonce, seq, body: Order::PowerOff });
         let (_file, mut port) = port(&orders);
-        assert_eq!(port.receive().unwrap(), Order::Shell);
+        assert_eq!(port.receive().unwrap(), Order::PowerOff);
         assert!(port.receive().unwrap_err().to_string().contains("nonce"));
     }
 
     #[test]
     fn a_repeated_order_is_refused() {
         let orders =
-            [(7, 0), (7, 0)].map(|(nonce, seq)| Message { nonce, seq, body: Order::Shell });
+            [(7, 0), (7, 0)].map(|(nonce, seq)| Message { nonce, seq, body: Order::PowerOff });
         let (_file, mut port) = port(&orders);
         port.receive().unwrap();
         assert!(port.receive().unwrap_err().to_string().contains("was due"));

@@ -17,14 +17,16 @@ use anyhow::{Context, Result};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde::{Deserialize, Serialize};
 
 use super::leftover::Snapshot;
 use super::observe::descendants_of;
 use super::unit::{self, Unit};
 use super::{Guest, Subject, init};
-use crate::case::Case;
+use crate::case::{Case, Need};
 use crate::need::{self, Answer};
 use crate::report::Verdict;
+use crate::report::event::{Restart, Work};
 
 /// How much of a case's output is kept, in bytes: its end.
 const KEPT_OUTPUT_BYTES: usize = 64 << 10;
@@ -59,20 +61,39 @@ pub struct Ended {
     pub output: String,
 }
 
-/// Runs `case` for at most `limit_s` seconds of real hardware, and calls `heartbeat` about once a second meanwhile.
+/// What came of a case in this guest.
+#[derive(Debug)]
+pub enum End {
+    /// It has ended.
+    Judged(Ended),
+    /// It goes on in the next guest. With a power cut, what it started still runs.
+    Restart(Restart),
+}
+
+/// What the process of a case says at its end.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Said {
+    Verdict(Verdict),
+    Restart(Restart),
+}
+
+/// Runs `case` for at most its limit of real hardware's seconds, and calls `heartbeat` about once a second meanwhile.
 ///
 /// # Errors
 /// When the machinery fails; a failing case is a verdict. Also what `heartbeat` returns.
 pub fn run(
     case: &Case,
-    limit_s: u32,
+    work: &Work,
     place: &Place,
     heartbeat: &mut dyn FnMut() -> Result<()>,
-) -> Result<Ended> {
+) -> Result<End> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("becoming the reaper of what cases leave")?;
-    let scratch = place.scratch.join(format!("case-{}", std::process::id()));
-    fs::create_dir(&scratch).with_context(|| format!("making {}", scratch.display()))?;
+    let scratch = place.scratch.join("case");
+    if work.boot == 0 {
+        fs::create_dir(&scratch).with_context(|| format!("making {}", scratch.display()))?;
+    }
     let before = Snapshot::take(&scratch)?;
     let said = tempfile::NamedTempFile::new().context("making a file for the verdict")?;
 
@@ -83,10 +104,17 @@ pub fn run(
 
     let start = Instant::now();
     let group = unit.as_ref().map(Unit::path);
-    let (reader, child) = spawn(case, place, &scratch, said.path(), group)?;
-    let limit = Duration::from_secs(u64::from(limit_s)).mul_f64(place.timeout_factor);
+    let (reader, child) = spawn(case, work.boot, place, &scratch, said.path(), group)?;
+    let limit = Duration::from_secs(u64::from(work.limit_s)).mul_f64(place.timeout_factor);
     let (status, mut output) = watch(child, reader, limit, heartbeat)?;
     let took = start.elapsed();
+    let said = status.map(|status| read_said(said.path(), status));
+    if let Some(Said::Restart(how)) = said {
+        if how == Restart::Reboot {
+            kill_all()?;
+        }
+        return Ok(End::Restart(how));
+    }
 
     let stayed = settle(GRACE.mul_f64(place.timeout_factor.max(1.0)))?;
     let mut left: Vec<String> =
@@ -94,20 +122,25 @@ pub fn run(
     kill_all()?;
     unit.map_or(Ok(()), Unit::end)?;
     left.extend(Snapshot::take(&scratch)?.since(&before));
-    clear(&scratch)?;
 
-    let verdict = match status {
-        None => Verdict::TimedOut { limit_ms: millis(limit) },
-        Some(status) => match (read_verdict(said.path(), status), left.is_empty()) {
-            (Verdict::Passed, false) => Verdict::LeftBehind { things: left },
-            (verdict, true) => verdict,
-            (verdict, false) => {
+    let verdict = match said {
+        Some(Said::Verdict(Verdict::Passed)) if !left.is_empty() => {
+            Verdict::LeftBehind { things: left }
+        }
+        Some(Said::Verdict(verdict)) => {
+            if !left.is_empty() {
                 output.extend_from_slice(format!("left behind: {}\n", left.join(", ")).as_bytes());
-                verdict
             }
-        },
+            verdict
+        }
+        // Of the two that are no verdict, the restart was dealt with above.
+        Some(Said::Restart(_)) | None => Verdict::TimedOut { limit_ms: millis(limit) },
     };
-    Ok(Ended { verdict, took, output: String::from_utf8_lossy(&output).into_owned() })
+    if !work.keep.applies(&verdict) {
+        clear(&scratch)?;
+    }
+    let output = String::from_utf8_lossy(&output).into_owned();
+    Ok(End::Judged(Ended { verdict, took, output }))
 }
 
 /// The body of the process that [`run`] starts: `vm --case NAME`. Returns whether the case passed.
@@ -121,18 +154,20 @@ pub fn run_here(case: &Case) -> Result<bool> {
         fs: variable(FS)?,
         subject: Subject::parse(&variable(SUBJECT)?)?,
         launcher: variable(PROGRAM)?.into(),
+        boot: variable(BOOT)?.parse().with_context(|| format!("reading ${BOOT}"))?,
     };
     if let Some(group) = env::var_os(CGROUP) {
         unit::enter(Path::new(&group))?;
     }
-    let verdict = judge(case, &guest);
-    fs::write(variable(VERDICT)?, serde_json::to_vec(&verdict).context("writing the verdict")?)
+    let said = judge(case, &guest);
+    fs::write(variable(VERDICT)?, serde_json::to_vec(&said).context("writing the verdict")?)
         .context("writing the verdict")?;
-    Ok(verdict == Verdict::Passed)
+    Ok(!matches!(said, Said::Verdict(verdict) if verdict != Verdict::Passed))
 }
 
 const SCRATCH: &str = "HARNESS_SCRATCH";
 const FS: &str = "HARNESS_FS";
+const BOOT: &str = "HARNESS_BOOT";
 const SUBJECT: &str = "HARNESS_SUBJECT";
 const PROGRAM: &str = "HARNESS_LAUNCHER";
 const VERDICT: &str = "HARNESS_VERDICT";
@@ -143,19 +178,23 @@ fn variable(name: &str) -> Result<String> {
     env::var(name).with_context(|| format!("reading ${name}"))
 }
 
-fn judge(case: &Case, guest: &Guest) -> Verdict {
+fn judge(case: &Case, guest: &Guest) -> Said {
     for need in case.needs {
         match need::confirm(need, guest) {
             Answer::Yes => {}
-            Answer::No(why) => return Verdict::Unmet { why },
+            Answer::No(why) => return Said::Verdict(Verdict::Unmet { why }),
             Answer::Broken(error) => {
-                return Verdict::Failed { chain: chain(&error.context("confirming a need")) };
+                let chain = chain(&error.context("confirming a need"));
+                return Said::Verdict(Verdict::Failed { chain });
             }
         }
     }
-    match panic::catch_unwind(AssertUnwindSafe(|| (case.run)(guest))) {
+    Said::Verdict(match panic::catch_unwind(AssertUnwindSafe(|| (case.run)(guest))) {
         Ok(Ok(())) => Verdict::Passed,
-        Ok(Err(error)) => Verdict::Failed { chain: chain(&error) },
+        Ok(Err(error)) => match error.downcast_ref::<Restart>() {
+            Some(how) if case.needs.contains(&Need::Restart) => return Said::Restart(*how),
+            _ => Verdict::Failed { chain: chain(&error) },
+        },
         Err(payload) => {
             let text = payload
                 .downcast_ref::<String>()
@@ -164,7 +203,7 @@ fn judge(case: &Case, guest: &Guest) -> Verdict {
                 .unwrap_or("a panic without text");
             Verdict::Failed { chain: vec!["the case panicked".to_owned(), text.to_owned()] }
         }
-    }
+    })
 }
 
 fn chain(error: &anyhow::Error) -> Vec<String> {
@@ -173,6 +212,7 @@ fn chain(error: &anyhow::Error) -> Vec<String> {
 
 fn spawn(
     case: &Case,
+    boot: u32,
     place: &Place,
     scratch: &Path,
     said: &Path,
@@ -192,6 +232,7 @@ fn spawn(
         .env_clear()
         .envs(init::ENVIRONMENT.iter().copied())
         .envs(pairs)
+        .env(BOOT, boot.to_string())
         .envs(group.map(|group| (CGROUP, group)))
         .current_dir("/")
         .stdin(Stdio::null())
@@ -329,19 +370,18 @@ fn clear(scratch: &Path) -> Result<()> {
 }
 
 /// What the case's process said. Saying nothing is a failure, whatever the status.
-fn read_verdict(said: &Path, status: ExitStatus) -> Verdict {
+fn read_said(said: &Path, status: ExitStatus) -> Said {
     let text = File::open(said).and_then(|mut file| {
         let mut text = String::new();
         file.read_to_string(&mut text).map(|_| text)
     });
+    let failed = |why| Said::Verdict(Verdict::Failed { chain: vec![why] });
     match text.ok().and_then(|text| serde_json::from_str(&text).ok()) {
-        Some(Verdict::Passed) if !status.success() => Verdict::Failed {
-            chain: vec![format!("the case passed, then its process ended with {status}")],
-        },
-        Some(verdict) => verdict,
-        None => Verdict::Failed {
-            chain: vec![format!("the process of the case said nothing and ended with {status}")],
-        },
+        Some(Said::Verdict(Verdict::Passed) | Said::Restart(_)) if !status.success() => {
+            failed(format!("the case passed, then its process ended with {status}"))
+        }
+        Some(said) => said,
+        None => failed(format!("the process of the case said nothing and ended with {status}")),
     }
 }
 
@@ -355,19 +395,25 @@ mod tests {
 
     use super::*;
 
+    fn is_failure(said: &Said) -> bool {
+        matches!(said, Said::Verdict(Verdict::Failed { .. }))
+    }
+
     #[test]
     fn a_process_that_says_nothing_has_failed() {
         let said = tempfile::NamedTempFile::new().unwrap();
-        let verdict = read_verdict(said.path(), ExitStatus::from_raw(0));
-        assert!(matches!(verdict, Verdict::Failed { .. }), "{verdict:?}");
+        let read = read_said(said.path(), ExitStatus::from_raw(0));
+        assert!(is_failure(&read), "{read:?}");
     }
 
     #[test]
     fn a_pass_followed_by_a_crash_is_no_pass() {
         let said = tempfile::NamedTempFile::new().unwrap();
-        fs::write(said.path(), serde_json::to_vec(&Verdict::Passed).unwrap()).unwrap();
-        assert_eq!(read_verdict(said.path(), ExitStatus::from_raw(0)), Verdict::Passed);
-        let verdict = read_verdict(said.path(), ExitStatus::from_raw(libc::SIGSEGV));
-        assert!(matches!(verdict, Verdict::Failed { .. }), "{verdict:?}");
+        for good in [Said::Verdict(Verdict::Passed), Said::Restart(Restart::PowerCut)] {
+            fs::write(said.path(), serde_json::to_vec(&good).unwrap()).unwrap();
+            assert!(!is_failure(&read_said(said.path(), ExitStatus::from_raw(0))));
+            let read = read_said(said.path(), ExitStatus::from_raw(libc::SIGSEGV));
+            assert!(is_failure(&read), "{read:?}");
+        }
     }
 }

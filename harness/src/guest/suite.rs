@@ -4,17 +4,19 @@ use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::runner::{self, Place};
-use super::{Subject, agent, fault, init, probe};
+use super::runner::{self, End, Ended, Place};
+use super::{Subject, agent, fault, init, probe, terminal};
 use crate::build_id;
 use crate::case::{Case, Listing};
 use crate::kernels;
 use crate::matrix::{self, Axes, Lanes};
 use crate::report::Verdict;
 use crate::report::difference::{Differences, LIST};
+use crate::report::event::{Keep, Work};
 use crate::workspace::Workspace;
 
 /// All the cases, and what is needed to run them in place.
@@ -67,7 +69,7 @@ impl Suite {
         }
         match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["--agent"] => agent::run(self).map(|()| true),
-            ["--terminal"] => agent::become_shell().map(|()| true),
+            ["--terminal"] => terminal::become_shell().map(|()| true),
             ["--case", name] => {
                 let case =
                     self.find(name).with_context(|| format!("no case is named \"{name}\""))?;
@@ -173,7 +175,7 @@ impl Suite {
         };
         let mut failed = 0;
         for case in &chosen {
-            let ended = runner::run(case, case.timeout_s, &place, &mut || Ok(()))?;
+            let ended = in_place(case, &place)?;
             let seconds = ended.took.as_secs_f64();
             match ended.verdict {
                 Verdict::Passed => println!("PASS {} {seconds:.2}s", case.name),
@@ -192,6 +194,19 @@ impl Suite {
         println!("here: {} run in place, {failed} failed", chosen.len());
         Ok(failed == 0)
     }
+}
+
+/// Runs a case where nobody keeps its files, and no guest can be restarted.
+fn in_place(case: &Case, place: &Place) -> Result<Ended> {
+    let work =
+        Work { case: case.name.to_owned(), limit_s: case.timeout_s, keep: Keep::Never, boot: 0 };
+    Ok(match runner::run(case, &work, place, &mut || Ok(()))? {
+        End::Judged(ended) => ended,
+        End::Restart(how) => {
+            let verdict = Verdict::Unmet { why: format!("{how}, and this is no guest") };
+            Ended { verdict, took: Duration::ZERO, output: String::new() }
+        }
+    })
 }
 
 /// The cases that no cell of any lane would run.

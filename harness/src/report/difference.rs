@@ -218,11 +218,12 @@ mod tests {
     use crate::case::Listing;
     use crate::matrix::Cell;
     use crate::report::CaseReport;
+    use crate::shape::Shape;
 
     fn located(subject: Subject, verdict: Verdict) -> Located {
         let (kernel, fs) = ("k".to_owned(), "ext4".to_owned());
         Located {
-            cell: Cell { kernel, version: (6, 1), fs, subject },
+            cell: Cell { kernel, version: (6, 1), fs, subject, shape: Shape::Lean },
             report: CaseReport {
                 case: "vm::a::x".to_owned(),
                 verdict,
@@ -231,6 +232,7 @@ mod tests {
                 console: Vec::new(),
             },
             logs: PathBuf::new(),
+            reopen: None,
         }
     }
 

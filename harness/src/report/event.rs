@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Verdict;
+use crate::guest::Subject;
 
 /// Version of the vocabulary below; [`Event::Hello`] carries it and both ends must agree.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// Largest payload, in bytes; a longer frame is garbage.
 pub const MAX_FRAME_BYTES: u32 = 4 << 20;
@@ -22,16 +23,7 @@ pub const MAX_FRAME_BYTES: u32 = 4 << 20;
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Who speaks, and what a restored or freshly booted guest cannot know.
-    Begin {
-        /// Random per guest; the guest repeats it in each message.
-        nonce: u64,
-        /// Seconds since 1970 (the guest sets its clock; a restored one stands still).
-        clock_unix_s: u64,
-        /// File system of the scratch disk: the guest makes and mounts it.
-        fs: String,
-        /// Factor by which limits in seconds grow under this accelerator.
-        timeout_factor: f64,
-    },
+    Begin(Begin),
     /// Run these cases, in this order.
     Run {
         /// What to run.
@@ -43,9 +35,38 @@ pub enum Order {
         words: Vec<String>,
     },
     /// Give the console to a shell; answered by [`Event::Bye`] when it ends.
-    Shell,
+    Shell(Shell),
     /// Say [`Event::Bye`] and power off.
     PowerOff,
+}
+
+/// What a guest is told first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Begin {
+    /// Random per guest; the guest repeats it in each message.
+    pub nonce: u64,
+    /// Random per guest; without it all guests of one template would draw the same random numbers.
+    pub seed: [u8; 32],
+    /// Microseconds since 1970 (the guest sets its clock; a restored one stands still).
+    pub clock_unix_us: u64,
+    /// File system of the scratch disk.
+    pub fs: String,
+    /// What is on the scratch disk.
+    pub scratch: Scratch,
+    /// Who starts the containers.
+    pub subject: Subject,
+    /// Factor by which limits in seconds grow under this accelerator.
+    pub timeout_factor: f64,
+}
+
+/// What is on a scratch disk when a guest begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scratch {
+    /// Nothing: the guest makes the file system.
+    Empty,
+    /// A file system, which the guest mounts as it is.
+    Filled,
 }
 
 /// A case to run.
@@ -55,6 +76,68 @@ pub struct Work {
     pub case: String,
     /// Its limit in seconds on real hardware.
     pub limit_s: u32,
+    /// When its files stay on the scratch disk, after which the guest runs nothing more.
+    pub keep: Keep,
+    /// How many guests on this scratch disk it had before.
+    pub boot: u32,
+}
+
+/// When a case's files and its guest's scratch disk are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// When it did not pass.
+    #[default]
+    OnFailure,
+    /// Each time; every case gets a guest of its own for that.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+impl Keep {
+    /// Whether they are after this verdict.
+    #[must_use]
+    pub fn applies(self, verdict: &Verdict) -> bool {
+        match self {
+            Self::OnFailure => *verdict != Verdict::Passed,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
+/// How a case ends one guest to go on in the next, on the same scratch disk. It is an error because that is how a case
+/// says it: `return Err(Restart::PowerCut.into())`, after which it is called again ([`crate::guest::Guest::boot`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restart {
+    /// All processes are ended and the scratch disk is unmounted first.
+    Reboot,
+    /// The machine stops at once, with what the case started still running and what is not on the disk lost.
+    PowerCut,
+}
+
+impl std::fmt::Display for Restart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Reboot => "the case wants a reboot",
+            Self::PowerCut => "the case wants a power cut",
+        })
+    }
+}
+
+impl std::error::Error for Restart {}
+
+/// What a shell is told of the terminal, which a serial line cannot tell, and of what happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shell {
+    /// Lines and columns; 0 when they are not known.
+    pub size: (u16, u16),
+    /// Its type, as in $TERM; empty when it is not known.
+    pub term: String,
+    /// The case whose failure is looked at: /root/repro.sh runs it again.
+    pub case: Option<String>,
 }
 
 /// What the guest tells the host.
@@ -87,6 +170,13 @@ pub enum Event {
         duration_ms: u64,
         /// What the case printed, both streams, its tail if it was long.
         output: String,
+    },
+    /// A case wants its guest to end; it has no outcome yet.
+    Restart {
+        /// Its name as listed.
+        case: String,
+        /// In which way.
+        how: Restart,
     },
     /// A piece of what the command printed.
     Output {

@@ -162,9 +162,10 @@ pub fn case_line(word: &str, cell: &Cell, report: &CaseReport) -> String {
     line
 }
 
-/// All there is to say about a case that did not pass, with the command that runs it again.
+/// All there is to say about a case that did not pass, with the commands that open its guest (named as `vm-shell --at`
+/// does) and run it again.
 #[must_use]
-pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
+pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str, reopen: Option<&str>) -> String {
     let mut text = format!("---- {} ({cell}): {}\n", report.case, report.verdict.word());
     for reason in report.verdict.reasons() {
         text.push_str(&format!("  {reason}\n"));
@@ -179,6 +180,9 @@ pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
         }
     }
     text.push_str(&format!("  logs:      {logs}\n"));
+    if let Some(at) = reopen {
+        text.push_str(&format!("  reopen:    cargo xtask vm-shell --at {at}\n"));
+    }
     let subject = if cell.subject == Subject::Nspawn { " --subject nspawn" } else { "" };
     if report.verdict != (Verdict::NotRun { why: String::new() }) {
         text.push_str(&format!(
@@ -192,6 +196,7 @@ pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Shape;
 
     #[test]
     fn a_failure_shows_its_chain_its_output_and_how_to_repeat_it() {
@@ -200,6 +205,7 @@ mod tests {
             version: (6, 1),
             fs: "ext4".to_owned(),
             subject: Subject::Rspawn,
+            shape: Shape::Lean,
         };
         let report = CaseReport {
             case: "vm::exit::x".to_owned(),
@@ -214,7 +220,8 @@ mod tests {
             case_line("FAIL", &cell, &report),
             "FAIL     k           ext4   vm::exit::x  1.23s  running the container"
         );
-        let text = failure_text(&cell, &report, "/l");
+        let text = failure_text(&cell, &report, "/l", Some("r/3"));
+        assert!(text.contains("cargo xtask vm-shell --at r/3\n"), "{text}");
         assert!(text.contains("  status 7\n") && text.contains("    hello\n"), "{text}");
         assert!(text.contains("cargo xtask vm-test --kernel k --exact vm::exit::x"), "{text}");
         assert!(!text.contains("console:"), "{text}");

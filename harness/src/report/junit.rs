@@ -116,11 +116,18 @@ mod tests {
     use crate::guest::Subject;
     use crate::matrix::{Cell, Skip, SkipCode};
     use crate::report::CaseReport;
+    use crate::shape::Shape;
 
     fn located(case: &str, verdict: Verdict, output: &str) -> Located {
         let (kernel, fs) = ("k".to_owned(), "ext4".to_owned());
         Located {
-            cell: Cell { kernel, version: (6, 1), fs, subject: Subject::Rspawn },
+            cell: Cell {
+                kernel,
+                version: (6, 1),
+                fs,
+                subject: Subject::Rspawn,
+                shape: Shape::Lean,
+            },
             report: CaseReport {
                 case: case.to_owned(),
                 verdict,
@@ -129,6 +136,7 @@ mod tests {
                 console: Vec::new(),
             },
             logs: "".into(),
+            reopen: None,
         }
     }
 

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use super::config::{Disk, KERNEL_ARGUMENTS, VmConfig, Writes};
+use super::config::{Disk, KERNEL_ARGUMENTS, Ram, VmConfig, Writes};
 use crate::accel::Accel;
 
 /// Descriptors that QEMU inherits: connected sockets, so that no name in the file system is left behind.
@@ -28,7 +28,18 @@ pub fn qemu_arguments(config: &VmConfig, sockets: Sockets, console_log: &Path) -
     let mut arguments: Vec<OsString> = Vec::new();
     let mut put = |option: &str, value: OsString| arguments.extend([option.into(), value]);
     put("-accel", config.accel.to_string().into());
-    put("-machine", "q35".into());
+    match &config.ram {
+        Ram::Anonymous => put("-machine", "q35".into()),
+        Ram::Shared(file) => {
+            put("-machine", "q35,memory-backend=ram".into());
+            put("-object", ram_file(config.memory_mib, "on", file));
+        }
+        Ram::Copied(file) => {
+            put("-machine", "q35,memory-backend=ram".into());
+            put("-object", ram_file(config.memory_mib, "off", file));
+            put("-incoming", "defer".into());
+        }
+    }
     put(
         "-cpu",
         match config.accel {
@@ -75,11 +86,16 @@ pub fn qemu_arguments(config: &VmConfig, sockets: Sockets, console_log: &Path) -
     arguments
 }
 
+fn ram_file(mib: u32, share: &str, file: &Path) -> OsString {
+    joined(&format!("memory-backend-file,id=ram,size={mib}M,share={share},mem-path="), file, "")
+}
+
 fn drive(index: usize, disk: &Disk) -> OsString {
     let rest = match disk.writes {
         Writes::Refused => "readonly=on",
         // An error of the host's disk must not look like the guest hanging: it is reported, not waited out.
         Writes::Throwaway => "cache=unsafe,discard=unmap,werror=report",
+        Writes::Overlaid => "snapshot=on,cache=unsafe,discard=unmap,werror=report",
     };
     joined(&format!("id=d{index},if=none,format=raw,{rest},file="), &disk.path, "")
 }
@@ -97,6 +113,7 @@ mod tests {
         VmConfig {
             accel: Accel::Tcg,
             memory_mib: 768,
+            ram: Ram::Anonymous,
             kernel: "/s/vmlinux".into(),
             initramfs: "/r/init.cpio".into(),
             kernel_arguments: vec!["harness.x=1".to_owned()],
@@ -143,6 +160,16 @@ mod tests {
             .replace("-accel kvm", "-accel tcg")
             .replace("-cpu host", "-cpu qemu64,-cx16,+rdrand");
         assert_eq!(back, text(&config(), None));
+    }
+
+    #[test]
+    fn a_restored_guest_differs_from_its_template_by_who_may_write_its_memory() {
+        let with = |ram| text(&VmConfig { ram, ..config() }, None);
+        let template = with(Ram::Shared("/s/ram".into()));
+        assert!(template.contains("size=768M,share=on,mem-path=/s/ram"), "{template}");
+        let restored = with(Ram::Copied("/s/ram".into()));
+        let back = restored.replace("share=off", "share=on").replace(" -incoming defer", "");
+        assert_eq!(back, template);
     }
 
     #[test]

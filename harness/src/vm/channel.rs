@@ -1,15 +1,13 @@
-//! The two sockets of a guest, as streams of inputs: the agent's messages, and QEMU's events.
+//! The agent's socket as a stream of inputs.
 //!
-//! One thread reads each socket and sends what it gets into one queue; the thread that owns the guest takes from the
-//! queue with a deadline. The threads end when QEMU does, because it holds the sockets' other ends.
+//! A thread reads it and sends what it gets into the queue that [`super::monitor`] feeds too; the thread that owns the
+//! guest takes from the queue with a deadline. Both threads end when QEMU does, because it holds the sockets' other ends.
 
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::thread;
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
 
 use super::watch::Input;
 use crate::report::event::{Event, Message, Order, read_frame, write_frame};
@@ -62,72 +60,11 @@ fn classify(error: &anyhow::Error) -> Input {
     if io.is_some() { Input::ChannelClosed } else { Input::Garbage(format!("{error:#}")) }
 }
 
-#[derive(Deserialize)]
-struct QmpLine {
-    event: Option<String>,
-    data: Option<QmpData>,
-}
-
-#[derive(Deserialize)]
-struct QmpData {
-    reason: Option<String>,
-    open: Option<bool>,
-}
-
-/// Starts reading QEMU's monitor: what tells a panic, a reset and a clean power-off apart goes to `inputs`.
-///
-/// # Errors
-/// When the monitor's socket cannot be used.
-pub fn watch_monitor(socket: UnixStream, inputs: Sender<Input>) -> Result<()> {
-    // QEMU sends events only after this answer to its greeting; the order of the two does not matter.
-    (&socket)
-        .write_all(b"{\"execute\":\"qmp_capabilities\"}\n")
-        .context("greeting QEMU's monitor")?;
-    thread::spawn(move || {
-        for line in BufReader::new(socket).lines() {
-            let Ok(line) = line else { return };
-            if let Some(input) = monitor_input(&line)
-                && inputs.send(input).is_err()
-            {
-                return;
-            }
-        }
-    });
-    Ok(())
-}
-
-fn monitor_input(line: &str) -> Option<Input> {
-    let line: QmpLine = serde_json::from_str(line).ok()?;
-    match line.event?.as_str() {
-        "GUEST_PANICKED" => Some(Input::Panicked),
-        "SHUTDOWN" => Some(Input::Shutdown(line.data?.reason.unwrap_or_default())),
-        // The only port is the agent's; it has no other reason to close it than its end.
-        "VSERPORT_CHANGE" => (!line.data?.open?).then_some(Input::AgentGone),
-        "BLOCK_IO_ERROR" => Some(Input::DiskError),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::sync::mpsc;
-
-    #[test]
-    fn the_monitor_tells_a_reset_from_a_power_off() {
-        let line = r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#;
-        assert_eq!(monitor_input(line), Some(Input::Shutdown("guest-reset".to_owned())));
-        assert_eq!(monitor_input(r#"{"return": {}}"#), None);
-        let port = |open| {
-            format!(r#"{{"event": "VSERPORT_CHANGE", "data": {{"open": {open}, "id": "agent"}}}}"#)
-        };
-        assert_eq!(monitor_input(&port(true)), None);
-        assert_eq!(monitor_input(&port(false)), Some(Input::AgentGone));
-        assert_eq!(
-            monitor_input(r#"{"event": "GUEST_PANICKED", "data": {"action": "pause"}}"#),
-            Some(Input::Panicked)
-        );
-    }
 
     #[test]
     fn noise_on_the_channel_is_garbage_and_its_end_is_an_end() {

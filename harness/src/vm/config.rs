@@ -26,6 +26,20 @@ pub enum Writes {
     Refused,
     /// They reach the file, which belongs to this guest alone and is thrown away after: nothing is ever synced.
     Throwaway,
+    /// They go to an overlay that ends with QEMU; the file stays as it is.
+    Overlaid,
+}
+
+/// Where a guest's memory comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Ram {
+    /// It is the guest's own, and gone with it.
+    #[default]
+    Anonymous,
+    /// The file, which the guest's writes reach: a template in the making.
+    Shared(PathBuf),
+    /// The file as it was, copied where the guest writes; the machine waits for the state that belongs to it.
+    Copied(PathBuf),
 }
 
 /// A guest's machine.
@@ -35,6 +49,8 @@ pub struct VmConfig {
     pub accel: Accel,
     /// Its memory in MiB.
     pub memory_mib: u32,
+    /// What is in it at first.
+    pub ram: Ram,
     /// Uncompressed kernel with a PVH entry.
     pub kernel: PathBuf,
     /// First file system.

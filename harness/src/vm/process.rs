@@ -108,6 +108,17 @@ impl Qemu {
         }
     }
 
+    /// Processor time that it has used so far; none when it is gone.
+    #[must_use]
+    pub fn processor_time(&self) -> Option<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        // utime and stime, fields 14 and 15, counted as in `start_time`.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        let mut ticks = || fields.next()?.parse::<u64>().ok();
+        let sum = ticks()? + ticks()?;
+        Some(Duration::from_millis(sum * 1000 / rustix::param::clock_ticks_per_second()))
+    }
+
     fn kill(&mut self) {
         // Both fail only when it is gone already, which is what is wanted.
         let _ = self.child.kill();

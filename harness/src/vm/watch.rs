@@ -4,7 +4,7 @@
 //! console showed no complaint of the kernel until the next thing began; each planned case is reported at most once;
 //! what was not reported is named by [`Watch::unreported`].
 
-use crate::report::event::{Event, Message, WIRE_VERSION};
+use crate::report::event::{Event, Message, Restart, WIRE_VERSION, Work};
 use crate::report::{CaseReport, Verdict};
 
 use super::console;
@@ -41,6 +41,10 @@ pub enum Step {
     AllIn,
     /// It said goodbye.
     Done,
+    /// A case did not pass, and nothing else may touch what it left: end the guest as it is.
+    Failed,
+    /// The case that runs goes on in another guest: end this one as it is.
+    Restart,
     /// It is past saving: collect what still comes, then [`Watch::conclude`].
     Dead,
 }
@@ -52,8 +56,10 @@ pub enum End {
     Clean,
     /// Before the agent was ready: nobody's fault but the machine's.
     NeverReady(String),
-    /// While a case ran, which has been reported with it.
+    /// While a case ran, or because it had not passed; it has been reported.
     InCase,
+    /// Because the case wants to go on in another guest; it has not been reported.
+    Restart(Restart),
     /// Between cases, or after the last without goodbye.
     Between(String),
 }
@@ -64,6 +70,8 @@ enum Phase {
     Idle,
     Running(usize),
     Done,
+    Failed,
+    Restarting(Restart),
 }
 
 /// The state of one guest.
@@ -71,7 +79,7 @@ enum Phase {
 pub struct Watch {
     nonce: u64,
     build_id: String,
-    planned: Vec<String>,
+    planned: Vec<Work>,
     reported: Vec<bool>,
     seq: u32,
     phase: Phase,
@@ -88,7 +96,7 @@ pub struct Watch {
 impl Watch {
     /// A guest that is about to boot, to run these cases.
     #[must_use]
-    pub fn new(nonce: u64, build_id: &str, planned: &[String]) -> Self {
+    pub fn new(nonce: u64, build_id: &str, planned: &[Work]) -> Self {
         Self {
             nonce,
             build_id: build_id.to_owned(),
@@ -111,8 +119,10 @@ impl Watch {
         match self.phase {
             Phase::Booting => "the guest's agent".to_owned(),
             Phase::Idle => "the next case".to_owned(),
-            Phase::Running(index) => self.planned[index].clone(),
-            Phase::Done => "the guest's power-off".to_owned(),
+            Phase::Running(index) => self.planned[index].case.clone(),
+            Phase::Done | Phase::Failed | Phase::Restarting(_) => {
+                "the guest's power-off".to_owned()
+            }
         }
     }
 
@@ -126,9 +136,15 @@ impl Watch {
     #[must_use]
     pub fn running(&self) -> Option<&str> {
         match self.phase {
-            Phase::Running(index) => Some(&self.planned[index]),
+            Phase::Running(index) => Some(&self.planned[index].case),
             _ => None,
         }
+    }
+
+    /// The case that ended the guest by not passing, if it is the last that was heard of.
+    #[must_use]
+    pub fn failed(&self) -> Option<&str> {
+        self.held.as_ref().map(|(_, report)| report.case.as_str())
     }
 
     /// Takes an input, with what the console printed since the last one.
@@ -156,7 +172,7 @@ impl Watch {
     #[must_use]
     pub fn unreported(&self) -> Vec<String> {
         let missing = self.planned.iter().zip(&self.reported).filter(|(_, reported)| !**reported);
-        missing.map(|(name, _)| name.clone()).collect()
+        missing.map(|(work, _)| work.case.clone()).collect()
     }
 
     /// Ends the watch: with a dead guest, gives the case it died in its verdict. Takes the rest of the console.
@@ -173,6 +189,11 @@ impl Watch {
             return End::InCase;
         }
         match (self.phase, death) {
+            (Phase::Restarting(how), _) => End::Restart(how),
+            (Phase::Failed, _) => {
+                self.release();
+                End::InCase
+            }
             (Phase::Done, _) | (_, None) => {
                 self.release();
                 End::Clean
@@ -180,7 +201,7 @@ impl Watch {
             (Phase::Booting, Some(verdict)) => End::NeverReady(verdict.told()),
             (Phase::Running(index), Some(verdict)) => {
                 let report = CaseReport {
-                    case: self.planned[index].clone(),
+                    case: self.planned[index].case.clone(),
                     verdict,
                     duration_ms: 0,
                     output: String::new(),
@@ -235,13 +256,18 @@ impl Watch {
             }
             (Event::Heartbeat, _) => Step::Wait,
             (Event::Start { case }, Phase::Idle) => {
-                match self.planned.iter().position(|name| *name == case) {
+                match self.planned.iter().position(|work| work.case == case) {
                     Some(index) if !self.reported[index] && !self.holds(index) => {
                         let window = std::mem::take(&mut self.window);
                         let (before, after) = console::cut_at_begin(&window, &case);
                         before.clone_into(&mut self.window);
-                        self.release();
+                        let splat = self.release();
                         after.clone_into(&mut self.window);
+                        if splat {
+                            // Its guest is not one for others any more: this one starts again elsewhere.
+                            self.phase = Phase::Failed;
+                            return Step::Failed;
+                        }
                         self.phase = Phase::Running(index);
                         Step::Wait
                     }
@@ -250,19 +276,44 @@ impl Watch {
                 }
             }
             (Event::Outcome { case, verdict, duration_ms, output }, Phase::Running(index))
-                if case == self.planned[index] =>
+                if case == self.planned[index].case =>
             {
                 if !verdict.is_a_guests() {
                     return self.garbage(format!("the guest says {} of {case}", verdict.word()));
                 }
                 self.outcomes += 1;
+                let stops =
+                    verdict != Verdict::Passed && self.planned[index].keep.applies(&verdict);
                 self.held = Some((
                     index,
                     CaseReport { case, verdict, duration_ms, output, console: Vec::new() },
                 ));
+                if stops {
+                    self.phase = Phase::Failed;
+                    return Step::Failed;
+                }
                 self.phase = Phase::Idle;
                 let last = self.reported.iter().filter(|reported| !**reported).count() == 1;
                 if last { Step::AllIn } else { Step::Wait }
+            }
+            (Event::Restart { case, how }, Phase::Running(index))
+                if case == self.planned[index].case =>
+            {
+                let splats = console::splat_lines(&self.window);
+                if splats.is_empty() {
+                    self.phase = Phase::Restarting(how);
+                    return Step::Restart;
+                }
+                let report = CaseReport {
+                    case,
+                    verdict: Verdict::Splat { lines: splats },
+                    duration_ms: 0,
+                    output: String::new(),
+                    console: console::tail(&self.window, 40),
+                };
+                self.report(index, report);
+                self.phase = Phase::Failed;
+                Step::Failed
             }
             (Event::Outcome { case, .. }, Phase::Idle)
                 if self.held.as_ref().is_some_and(|(_, held)| held.case == case) =>
@@ -340,19 +391,21 @@ impl Watch {
         })
     }
 
-    /// Makes the held outcome final, unless the kernel complained since it began.
-    fn release(&mut self) {
+    /// Makes the held outcome final, unless the kernel complained since it began. Returns whether it did.
+    fn release(&mut self) -> bool {
         let window = std::mem::take(&mut self.window);
         self.panic = self.panic.take().or_else(|| console::panic_line(&window));
-        let Some((index, mut report)) = self.held.take() else { return };
+        let Some((index, mut report)) = self.held.take() else { return false };
         let splats = console::splat_lines(&window);
-        if !splats.is_empty() {
+        let complained = !splats.is_empty();
+        if complained {
             report.console = console::tail(&window, 40);
             if report.verdict == Verdict::Passed {
                 report.verdict = Verdict::Splat { lines: splats };
             }
         }
         self.report(index, report);
+        complained
     }
 
     fn report(&mut self, index: usize, report: CaseReport) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::report::event::Keep;
 
 const NONCE: u64 = 7;
 
@@ -13,7 +14,12 @@ struct Stream {
 
 impl Stream {
     fn of(cases: &[&str]) -> Self {
-        let planned: Vec<String> = cases.iter().map(|name| (*name).to_owned()).collect();
+        Self::keeping(Keep::Never, cases)
+    }
+
+    fn keeping(keep: Keep, cases: &[&str]) -> Self {
+        let work = |name: &&str| Work { case: (*name).to_owned(), limit_s: 1, keep, boot: 0 };
+        let planned: Vec<Work> = cases.iter().map(work).collect();
         Self { watch: Watch::new(NONCE, "b1", &planned), seq: 0 }
     }
 
@@ -174,11 +180,57 @@ fn a_kernel_complaint_fails_the_case_in_whose_window_it_is() {
     let mut s = Stream::ready(&["a", "b"]);
     s.say(start("a"));
     s.say(passed("a"));
-    s.say_with_console(start("b"), splat);
+    assert_eq!(s.say_with_console(start("b"), splat), Step::Failed);
     assert!(matches!(s.verdicts().as_slice(), [(case, Verdict::Splat { .. })] if case == "a"));
-    s.say(passed("b"));
-    s.say(Event::Bye { outcomes: 2 });
-    assert_eq!(s.verdicts(), one("b", Verdict::Passed));
+    assert_eq!(s.watch.conclude(""), End::InCase);
+    assert_eq!(s.watch.unreported(), ["b"], "a case went on in a guest whose kernel complains");
+}
+
+#[test]
+fn a_failure_whose_disk_is_kept_ends_the_guest_as_it_is() {
+    let failed = |case: &str| Event::Outcome {
+        case: case.to_owned(),
+        verdict: Verdict::Failed { chain: Vec::new() },
+        duration_ms: 5,
+        output: String::new(),
+    };
+    for (keep, step) in [(Keep::OnFailure, Step::Failed), (Keep::Never, Step::Wait)] {
+        let mut s = Stream::keeping(keep, &["a", "b"]);
+        s.say(hello("b1"));
+        s.say(start("a"));
+        assert_eq!(s.say(failed("a")), step);
+    }
+    let mut s = Stream::keeping(Keep::OnFailure, &["a", "b"]);
+    s.say(hello("b1"));
+    s.say(start("a"));
+    s.say(failed("a"));
+    assert_eq!(s.watch.conclude(""), End::InCase);
+    assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Failed { .. })]));
+    assert_eq!(s.watch.unreported(), ["b"]);
+}
+
+#[test]
+fn a_restart_is_no_outcome_and_hides_no_complaint() {
+    let restart = Event::Restart { case: "a".to_owned(), how: Restart::PowerCut };
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    assert_eq!(s.say(restart.clone()), Step::Restart);
+    assert_eq!(s.watch.conclude(""), End::Restart(Restart::PowerCut));
+    assert_eq!((s.verdicts(), s.watch.unreported()), (Vec::new(), vec!["a".to_owned()]));
+
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    let splat = "[ 5.0] WARNING: possible circular locking dependency detected\n";
+    assert_eq!(s.say_with_console(restart, splat), Step::Failed);
+    assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Splat { .. })]));
+}
+
+#[test]
+fn a_restart_of_another_case_is_garbage() {
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    let other = Event::Restart { case: "b".to_owned(), how: Restart::Reboot };
+    assert_eq!(s.say(other), Step::Dead);
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub struct Options {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Measure how long guests of the suite take to be ready instead
+    #[arg(long, conflicts_with = "tree")]
+    guests: bool,
 }
 
 /// What is known of a lane.
@@ -65,6 +68,10 @@ struct Row {
 /// # Errors
 /// When we are not root, something does not build, there is no tree, or the floor or rspawn itself does not run.
 pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Result<ExitCode> {
+    if options.guests {
+        let rounds = usize::try_from(options.rounds).context("reading the number of rounds")?;
+        return super::bench_guests::run(workspace, mirror, rounds, options.json);
+    }
     ensure!(
         rustix::process::geteuid().is_root(),
         "measuring needs root, as starting containers does\nhint: sudo -E cargo xtask bench"

@@ -72,7 +72,8 @@ impl Ended<'_> {
         self.line("");
         for located in results.iter().filter(|located| !self.is_fine(located)) {
             let logs = located.logs.display().to_string();
-            self.line(&failure_text(&located.cell, &located.report, &logs));
+            let reopen = located.reopen.as_deref();
+            self.line(&failure_text(&located.cell, &located.report, &logs, reopen));
         }
         for why in &infrastructure {
             self.line(&format!("---- the machine: {why}\n"));
@@ -200,6 +201,7 @@ mod tests {
     use crate::matrix::{Cell, Job};
     use crate::report::CaseReport;
     use crate::report::human::Format;
+    use crate::shape::Shape;
 
     fn failed() -> Verdict {
         Verdict::Failed { chain: Vec::new() }
@@ -209,7 +211,7 @@ mod tests {
     fn outcome(ours: Verdict, theirs: Verdict, list: &str) -> Outcome {
         let cell = |subject| {
             let (kernel, fs) = ("k".to_owned(), "ext4".to_owned());
-            Cell { kernel, version: (6, 1), fs, subject }
+            Cell { kernel, version: (6, 1), fs, subject, shape: Shape::Lean }
         };
         let case = Listing { name: "vm::a::x".to_owned(), needs: Vec::new(), timeout_s: 1 };
         let report = |verdict| CaseReport {
@@ -224,7 +226,7 @@ mod tests {
         for (subject, verdict) in [(Subject::Rspawn, ours), (Subject::Nspawn, theirs)] {
             plan.jobs.push(Job { cell: cell(subject), cases: vec![case.clone()] });
             let (report, logs) = (report(verdict), "".into());
-            end.reports.push(Located { cell: cell(subject), report, logs });
+            end.reports.push(Located { cell: cell(subject), report, logs, reopen: None });
         }
         let differences = Differences::parse(list).unwrap();
         let ended = Ended {
@@ -269,10 +271,11 @@ mod tests {
                 version: (6, 1),
                 fs: "ext4".to_owned(),
                 subject: Subject::Rspawn,
+                shape: Shape::Lean,
             };
             let (case, output, console) = ("a".to_owned(), String::new(), Vec::new());
             let report = CaseReport { case, verdict, duration_ms: 1, output, console };
-            Located { cell, report, logs: "".into() }
+            Located { cell, report, logs: "".into(), reopen: None }
         };
         let results = [at(Verdict::Passed), at(failed()), at(Verdict::Passed)];
         let results: Vec<&Located> = results.iter().collect();

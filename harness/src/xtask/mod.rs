@@ -1,6 +1,7 @@
 //! The sub-commands of `cargo xtask`, one file each, and what they share.
 
 pub mod bench;
+mod bench_guests;
 pub mod ci;
 mod closing;
 pub mod coverage_of_spec;

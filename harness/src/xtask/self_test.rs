@@ -2,13 +2,14 @@
 //!
 //! A harness that was only ever seen to pass proves nothing.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::accel;
-use crate::case::Listing;
+use crate::case::{DEFAULT_TIMEOUT_S, Listing};
 use crate::guest::{Subject, fault};
 use crate::kernels;
 use crate::matrix::{Cell, Job};
@@ -17,10 +18,11 @@ use crate::report::human::Human;
 use crate::report::summary::{Summary, exit};
 use crate::rundir::RunDir;
 use crate::runner::Located;
+use crate::shape::Shape;
 use crate::workspace::Workspace;
 use crate::{schedule, suite};
 
-use super::vm_test::{Options, Ready, default_guests, headline};
+use super::vm_test::{Options, Ready, headline};
 
 /// Shorter than in earnest, or the hanging guest would take half of the time; longer than the 10 s that a guest under
 /// TCG waits for the end of a case's processes.
@@ -64,34 +66,30 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let row = kernels::rows(workspace)?.into_iter().next().context("reading the default kernel")?;
     let suite = suite::build(workspace)?;
     let choice = accel::choose(workspace, options.accel)?;
-    let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
+    let ready =
+        Ready::make(workspace, mirror, std::slice::from_ref(&row), &BTreeSet::from([Shape::Lean]))?;
     let run_dir = RunDir::make(workspace)?;
-    let human = Human::new(Differences::default(), options.format);
+    let differences = Differences::default();
+    let human = Human::new(differences.clone(), options.format);
     human.line(&headline("self-test", &run_dir, &choice));
-    let runner = ready.runner(
-        workspace,
-        &run_dir,
-        &suite,
-        choice,
-        options.timeout_factor,
-        SILENCE_LIMIT,
-        &human,
-    );
+    let run_options = options.run_options(choice, SILENCE_LIMIT);
+    let runner = ready.runner(workspace, &run_dir, &suite, &differences, &human, run_options);
     let cell = Cell {
         kernel: row.name,
         version: row.version,
         fs: "ext4".to_owned(),
         subject: Subject::Rspawn,
+        shape: Shape::Lean,
     };
     let listing = |expected: &Expected| Listing {
         name: expected.case.to_owned(),
         needs: Vec::new(),
-        timeout_s: fault::of_case(expected.case).map_or(20, |case| case.timeout_s),
+        timeout_s: fault::limit_s(expected.case).unwrap_or(DEFAULT_TIMEOUT_S),
     };
     let job =
         |rows: &&[Expected]| Job { cell: cell.clone(), cases: rows.iter().map(listing).collect() };
     let jobs: Vec<Job> = TABLE.iter().map(job).collect();
-    let guests = options.jobs.unwrap_or_else(default_guests);
+    let guests = options.guests();
     let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
     human.finish();
     let located: Vec<&Located> = ends.iter().flat_map(|end| &end.reports).collect();

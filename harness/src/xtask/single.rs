@@ -1,23 +1,33 @@
 //! One guest for one purpose: what a shell and a single command need of a machine before and after.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::accel::{self, Choice, Wish};
-use crate::report::event::{Event, Message, Order};
+use crate::guest::Subject;
+use crate::kept::Kept;
+use crate::machine::{self, GUEST_MEMORY_MIB, Parts, SCRATCH_MIB};
+use crate::report::event::{Event, Message, Order, Scratch};
 use crate::rundir::RunDir;
-use crate::vm::channel::{Channel, watch_monitor};
-use crate::vm::process::{Ends, Qemu, Serial};
+use crate::shape::Shape;
+use crate::suite::Suite;
+use crate::template::{Kind, Templates};
+use crate::vm::channel::Channel;
+use crate::vm::config::{Disk, VmConfig, Writes};
+use crate::vm::launch::{self, Place, Started};
+use crate::vm::process::{Qemu, Serial};
 use crate::vm::watch::Input;
 use crate::workspace::Workspace;
-use crate::{kernels, runner, suite};
+use crate::{kernels, suite};
 
+use super::say;
 use super::vm_test::Ready;
 
 /// Limit until the guest's agent speaks, on real hardware.
@@ -32,6 +42,9 @@ pub struct Which {
     /// File system of /scratch
     #[arg(long, default_value = "ext4")]
     pub fs: String,
+    /// What boots: lean is the suite's own process 1, systemd a complete Debian
+    #[arg(long, value_enum, default_value_t, value_name = "SHAPE")]
+    pub guest: Shape,
     /// What executes the guest
     #[arg(long, value_enum, default_value_t)]
     pub accel: Wish,
@@ -49,21 +62,34 @@ pub(super) struct Single {
     qemu: Qemu,
     dir: PathBuf,
     /// QEMU has it by descriptor.
-    _scratch: File,
+    _scratch: Option<File>,
     _run_dir: RunDir,
 }
 
+/// A guest about to start.
+struct Plan<'a> {
+    config: VmConfig,
+    fs: &'a str,
+    holds: Scratch,
+    subject: Subject,
+    factor: f64,
+    limit: Duration,
+    scratch: Option<File>,
+    /// Whose template it is restored from, and how that is called; it boots otherwise.
+    template: Option<(&'a Suite, String)>,
+}
+
 impl Single {
-    /// Builds what is missing, boots the guest, calls `tell` with what will run, and waits for its agent.
+    /// Builds what is missing, starts a guest with an empty scratch disk, calls `tell` with what will run, and waits for
+    /// its agent.
     ///
     /// # Errors
     /// When any of it fails; with the place of the console's log when the guest does not come up.
-    pub(super) fn boot(
+    pub(super) fn fresh(
         workspace: &Workspace,
         mirror: Option<&str>,
         which: &Which,
         serial: Serial,
-        arguments: Vec<String>,
         tell: impl Fn(&str, &Choice),
     ) -> Result<Self> {
         let rows = kernels::rows(workspace)?;
@@ -73,32 +99,103 @@ impl Single {
         };
         let suite = suite::build(workspace)?;
         let choice = accel::choose(workspace, which.accel)?;
-        let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row))?;
+        let shapes = BTreeSet::from([which.guest]);
+        let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row), &shapes)?;
         let run_dir = RunDir::make(workspace)?;
         let kernel = ready.kernels.get(&row.name).context("the kernel is not ready")?;
+        let root = ready.roots.get(&which.guest).context("the guest is not ready")?;
+        let (shape, accel) = (which.guest, choice.accel);
+        let parts = Parts { kernel, shape, root, accel, memory_mib: GUEST_MEMORY_MIB };
+        let scratch = machine::scratch_file(run_dir.path(), SCRATCH_MIB)?;
+        let initramfs = machine::initramfs(run_dir.path(), kernel, &suite)?;
+        let factor = accel.timeout_factor();
+        let plan = Plan {
+            config: parts.machine(initramfs, machine::scratch_disk(&scratch)),
+            fs: &which.fs,
+            holds: Scratch::Empty,
+            subject: Subject::Rspawn,
+            factor,
+            limit: READY_LIMIT.mul_f64(factor * shape.boot_factor()),
+            scratch: Some(scratch),
+            template: Some((&suite, format!("{}-{}", row.name, shape.name()))),
+        };
+        tell(&row.name, &choice);
+        Self::start(workspace, run_dir, plan, serial)
+    }
+
+    /// Boots the guest of a failed case again, with the scratch disk as it was.
+    ///
+    /// # Errors
+    /// As [`Single::fresh`].
+    pub(super) fn again(
+        workspace: &Workspace,
+        (dir, kept): (&Path, &Kept),
+        serial: Serial,
+    ) -> Result<Self> {
+        for path in [&kept.kernel.dir, &kept.root, &kept.initramfs] {
+            ensure!(path.exists(), "{} is gone: the guest cannot be opened again", path.display());
+        }
+        let run_dir = RunDir::make(workspace)?;
+        let (kernel, shape, accel) = (&kept.kernel, kept.cell.shape, kept.accel);
+        let parts = Parts { kernel, shape, root: &kept.root, accel, memory_mib: kept.memory_mib };
+        let (scratch, disk, holds) = match Kept::disk(dir) {
+            Some(path) => {
+                let serial = "scratch".to_owned();
+                (None, Disk { serial, path, writes: Writes::Overlaid }, Scratch::Filled)
+            }
+            None => {
+                let file = machine::scratch_file(run_dir.path(), SCRATCH_MIB)?;
+                let disk = machine::scratch_disk(&file);
+                (Some(file), disk, Scratch::Empty)
+            }
+        };
+        let factor = accel.timeout_factor();
+        let plan = Plan {
+            config: parts.machine(kept.initramfs.clone(), disk),
+            fs: &kept.cell.fs,
+            holds,
+            subject: kept.cell.subject,
+            factor,
+            limit: READY_LIMIT.mul_f64(factor * shape.boot_factor()),
+            scratch,
+            template: None,
+        };
+        Self::start(workspace, run_dir, plan, serial)
+    }
+
+    fn start(
+        workspace: &Workspace,
+        run_dir: RunDir,
+        plan: Plan<'_>,
+        serial: Serial,
+    ) -> Result<Self> {
         let dir = run_dir.path().join("single");
         std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let scratch = tempfile::tempfile_in(run_dir.path()).context("making a scratch disk")?;
-        scratch.set_len(runner::SCRATCH_BYTES).context("making a scratch disk")?;
-        let initramfs = runner::initramfs(run_dir.path(), kernel, &suite)?;
-        let mut machine =
-            runner::machine(kernel, choice.accel, initramfs, ready.root.clone(), &scratch);
-        machine.kernel_arguments.extend(arguments);
-        tell(&row.name, &choice);
-        let (qemu, Ends { agent, monitor, console }) =
-            Qemu::start(&machine, serial, &[scratch.as_fd()], &dir)?;
-        let (sender, inputs) = mpsc::channel();
-        watch_monitor(monitor, sender.clone())?;
-        let nonce = runner::nonce()?;
-        let mut channel = Channel::open(agent, nonce, sender)?;
-        let factor = choice.accel.timeout_factor();
-        channel.order(runner::begin(nonce, &which.fs, factor))?;
-        let (_scratch, _run_dir) = (scratch, run_dir);
+        let begin = machine::begin(plan.fs, plan.holds, plan.subject, plan.factor)?;
+        let nonce = begin.nonce;
+        let shared: Vec<_> = plan.scratch.iter().map(AsFd::as_fd).collect();
+        let place = Place { dir: &dir, serial, shared: &shared };
+        let restored = plan.template(workspace).and_then(|template| match template {
+            None => Ok(None),
+            Some(template) => {
+                launch::restore(&plan.config, &template, place, begin.clone(), plan.limit).map(Some)
+            }
+        });
+        let started = match restored {
+            Ok(Some(started)) => started,
+            Ok(None) => launch::boot(&plan.config, place, begin)?,
+            Err(error) => {
+                say(&format!("{error:#}; the guest is booted instead"));
+                launch::boot(&plan.config, place, begin)?
+            }
+        };
+        let Started { qemu, channel, inputs, console } = started;
+        let (factor, _scratch, _run_dir) = (plan.factor, plan.scratch, run_dir);
         let single =
             Self { console, channel, inputs, nonce, factor, qemu, dir, _scratch, _run_dir };
         let log = single.dir.join("console.log");
         single
-            .await_hello(READY_LIMIT.mul_f64(factor))
+            .await_hello(plan.limit)
             .with_context(|| format!("waiting for the guest; its console is {}", log.display()))?;
         Ok(single)
     }
@@ -139,7 +236,19 @@ impl Single {
     }
 
     /// Where its logs are.
-    pub(super) fn logs(&self) -> &std::path::Path {
+    pub(super) fn logs(&self) -> &Path {
         &self.dir
+    }
+}
+
+impl Plan<'_> {
+    /// The template to restore from, made if need be; none for a guest that boots.
+    fn template(&self, workspace: &Workspace) -> Result<Option<PathBuf>> {
+        let (Some((suite, name)), Some(scratch)) = (&self.template, &self.scratch) else {
+            return Ok(None);
+        };
+        let scratch_bytes = scratch.metadata().context("measuring the scratch disk")?.len();
+        let kind = Kind { name, config: &self.config, suite, scratch_bytes };
+        Templates::of(workspace).find(&kind, scratch, self.limit, || ())
     }
 }

@@ -29,16 +29,10 @@ pub struct Options {
 /// When the guest does not come up, or dies before the command ends.
 pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Result<ExitCode> {
     let fs = options.which.fs.clone();
-    let mut guest = Single::boot(
-        workspace,
-        mirror,
-        &options.which,
-        Serial::Log,
-        Vec::new(),
-        |kernel, choice| {
+    let mut guest =
+        Single::fresh(workspace, mirror, &options.which, Serial::Log, |kernel, choice| {
             say(&format!("vm-run  {kernel} {fs}  accel {} ({})", choice.accel, choice.why));
-        },
-    )?;
+        })?;
     guest.order(Order::Command { words: options.command.clone() })?;
     let code = loop {
         match guest.next_event() {

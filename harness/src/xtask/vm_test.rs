@@ -1,7 +1,8 @@
 //! `cargo xtask vm-test`: builds, plans, boots, reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -14,18 +15,23 @@ use crate::accel::{self, Choice, Wish};
 use crate::case::Listing;
 use crate::guest::Subject;
 use crate::kernels::{self, Kernel, Row};
+use crate::machine::{self, GUEST_MEMORY_MIB, Parts, SCRATCH_MIB};
 use crate::matrix::{self, Axes, Job, Lane, Lanes, Plan};
 use crate::report::difference::{self, Differences};
+use crate::report::event::Keep;
 use crate::report::human::{Format, Human};
 use crate::report::skips::{Deny, Expected};
 use crate::report::summary::exit;
 use crate::rundir::RunDir;
-use crate::runner::{GUEST_MEMORY_MIB, Runner};
+use crate::runner::{RunOptions, Runner};
+use crate::schedule::Budget;
+use crate::shape::Shape;
 use crate::suite::{self, Suite};
+use crate::template::Templates;
 use crate::userland::Named;
 use crate::vm::args::{Sockets, qemu_arguments};
 use crate::workspace::Workspace;
-use crate::{runner, schedule, tool};
+use crate::{schedule, tool};
 
 use super::closing::Ended;
 use super::select::Selection;
@@ -80,12 +86,24 @@ pub struct Options {
     /// Guests at a time [default: what processors and memory carry]
     #[arg(short, long, value_name = "GUESTS")]
     pub jobs: Option<usize>,
+    /// Memory for all guests together [default: what is available]
+    #[arg(long, value_name = "MIB")]
+    pub mem_budget: Option<u64>,
     /// Multiply all limits
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     pub timeout_factor: f64,
-    /// Boot a guest for each case
+    /// Give each case a guest of its own, restored from a template
     #[arg(long)]
     pub fresh_vm: bool,
+    /// Boot every guest instead of restoring it from a template
+    #[arg(long)]
+    pub cold: bool,
+    /// When the scratch disk of a case is kept for vm-shell --at
+    #[arg(long, value_enum, default_value_t)]
+    pub keep: Keep,
+    /// Open a shell in the guest in which a case fails, one guest at a time; at a terminal only
+    #[arg(long)]
+    pub shell_on_failure: bool,
     /// Run everything so many times, and tell how often each case failed
     #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub stress: u32,
@@ -170,9 +188,10 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         wrong_lists.extend(strangers.into_iter().map(stale));
     }
     let choice = accel::choose(workspace, options.accel)?;
-    let ready = Ready::make(workspace, mirror, &rows)?;
+    let shapes = plan.jobs.iter().map(|job| job.cell.shape).collect();
+    let ready = Ready::make(workspace, mirror, &rows, &shapes)?;
     let run_dir = RunDir::make(workspace)?;
-    let guests = options.jobs.unwrap_or_else(default_guests);
+    let guests = options.guests();
     if options.dry_run {
         return dry_run(&plan, &ready, &choice, &suite, &run_dir);
     }
@@ -186,16 +205,9 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         plan.unassigned.len(),
         GUEST_MEMORY_MIB
     ));
-    let runner = ready.runner(
-        workspace,
-        &run_dir,
-        &suite,
-        choice,
-        options.timeout_factor,
-        SILENCE_LIMIT,
-        &human,
-    );
-    let once = if options.fresh_vm {
+    let run_options = options.run_options(choice, SILENCE_LIMIT);
+    let runner = ready.runner(workspace, &run_dir, &suite, &differences, &human, run_options);
+    let once = if options.fresh_vm || options.keep == Keep::Always {
         matrix::apart(plan.jobs.clone())
     } else {
         matrix::split(plan.jobs.clone(), guests)
@@ -216,6 +228,30 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
 }
 
+impl Options {
+    /// Guests at a time.
+    #[must_use]
+    pub fn guests(&self) -> usize {
+        // A person can talk to one guest only.
+        if self.shell_on_failure { 1 } else { self.jobs.unwrap_or_else(default_guests) }
+    }
+
+    /// How guests are treated that this accelerator executes, and that may be silent for so long.
+    #[must_use]
+    pub fn run_options(&self, accel: Choice, silence_limit: Duration) -> RunOptions {
+        let available = || doctor::available_memory_mib().unwrap_or(0);
+        RunOptions {
+            accel,
+            patience: self.timeout_factor,
+            silence_limit,
+            memory_mib: self.mem_budget.unwrap_or_else(available),
+            cold: self.cold,
+            keep: self.keep,
+            shell_on_failure: self.shell_on_failure,
+        }
+    }
+}
+
 /// In CI nobody reads skips, so there they fail.
 fn deny(options: &Options) -> Deny {
     let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
@@ -227,8 +263,8 @@ fn deny(options: &Options) -> Deny {
 pub struct Ready {
     /// By name.
     pub kernels: BTreeMap<String, Kernel>,
-    /// The guests' root.
-    pub root: PathBuf,
+    /// The guests' roots.
+    pub roots: BTreeMap<Shape, PathBuf>,
 }
 
 impl Ready {
@@ -236,38 +272,46 @@ impl Ready {
     ///
     /// # Errors
     /// When a package cannot be fetched or a step of building fails.
-    pub fn make(workspace: &Workspace, mirror: Option<&str>, rows: &[Row]) -> Result<Self> {
+    pub fn make(
+        workspace: &Workspace,
+        mirror: Option<&str>,
+        rows: &[Row],
+        shapes: &BTreeSet<Shape>,
+    ) -> Result<Self> {
         fs::create_dir_all(workspace.vm_dir()).context("making the harness's directory")?;
-        let root = Named::find(workspace, "guest")?.build(workspace, mirror, &mut say)?;
+        let mut roots = BTreeMap::new();
+        for &shape in shapes {
+            let named = Named::find(workspace, shape.image())?;
+            roots.insert(shape, named.build(workspace, mirror, &mut say)?);
+        }
         let mut ready = BTreeMap::new();
         for row in rows {
             ready.insert(row.name.clone(), kernels::kernel(workspace, row, mirror, &mut say)?);
         }
-        Ok(Self { kernels: ready, root })
+        Ok(Self { kernels: ready, roots })
     }
 
     /// A runner over it.
-    #[expect(clippy::too_many_arguments, reason = "each is one thing that guests of a run share")]
     #[must_use]
     pub fn runner<'a>(
         &self,
         workspace: &'a Workspace,
         run_dir: &'a RunDir,
         suite: &'a Suite,
-        accel: Choice,
-        patience: f64,
-        silence_limit: Duration,
+        differences: &'a Differences,
         human: &'a Human,
+        options: RunOptions,
     ) -> Runner<'a> {
         Runner {
             workspace,
             dir: run_dir.path(),
             suite,
             kernels: self.kernels.clone(),
-            root: self.root.clone(),
-            accel,
-            patience,
-            silence_limit,
+            roots: self.roots.clone(),
+            templates: Templates::of(workspace),
+            budget: Budget::of(options.memory_mib),
+            options,
+            differences,
             human,
             kvm_is_dead: AtomicBool::new(false),
             next_guest: AtomicUsize::new(0),
@@ -341,10 +385,13 @@ fn dry_run(
     for job in &plan.jobs {
         let kernel =
             ready.kernels.get(&job.cell.kernel).context("planning a kernel that is not ready")?;
-        let initramfs = runner::initramfs(run_dir.path(), kernel, suite)?;
-        let scratch = tempfile::tempfile().context("making a scratch disk")?;
-        let machine =
-            runner::machine(kernel, choice.accel, initramfs, ready.root.clone(), &scratch);
+        let root =
+            ready.roots.get(&job.cell.shape).context("planning a guest that is not ready")?;
+        let initramfs = machine::initramfs(run_dir.path(), kernel, suite)?;
+        let scratch = machine::scratch_file(run_dir.path(), SCRATCH_MIB)?;
+        let (accel, memory_mib) = (choice.accel, GUEST_MEMORY_MIB);
+        let parts = Parts { kernel, shape: job.cell.shape, root, accel, memory_mib };
+        let machine = parts.machine(initramfs, machine::scratch_disk(&scratch));
         let sockets = Sockets { agent: 3, monitor: 4, console: None };
         let words = qemu_arguments(&machine, sockets, &run_dir.path().join("console.log"));
         let words: Vec<String> = words.iter().map(|word| tool::quoted(word)).collect();
@@ -357,10 +404,15 @@ fn dry_run(
 /// Checks options that the grammar cannot.
 ///
 /// # Errors
-/// When a factor is no positive number.
+/// When a factor is no positive number, or a shell is asked for where nobody can type.
 pub fn check(options: &Options) -> Result<()> {
     if !(options.timeout_factor.is_finite() && options.timeout_factor > 0.0) {
         bail!("--timeout-factor must be a number above 0");
+    }
+    if options.shell_on_failure && !std::io::stdin().is_terminal() {
+        bail!(
+            "--shell-on-failure needs a terminal\nhint: cargo xtask vm-shell --at RUN/N, which a failure prints"
+        );
     }
     Ok(())
 }

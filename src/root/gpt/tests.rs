@@ -152,8 +152,14 @@ fn an_old_table_is_read_when_no_entry_is_protective() {
     bytes[446..462].copy_from_slice(&[0x80, 0, 0, 0, 0x83, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0, 0]);
     assert_eq!(read(&*bytes, None).unwrap(), Table::None);
     bytes[510..512].copy_from_slice(&[0x55, 0xAA]);
-    let partition =
-        Partition { number: 1, kind: 0x83, start_bytes: 4096, size_bytes: 8192, attributes: 1 };
+    let partition = Partition {
+        number: 1,
+        kind: 0x83,
+        id: Guid(0),
+        start_bytes: 4096,
+        size_bytes: 8192,
+        attributes: 1,
+    };
     assert_eq!(read(&*bytes, None).unwrap(), Table::Mbr { partitions: vec![partition] });
     bytes[454..458].fill(0);
     assert_eq!(refusal(&bytes), "partition 1 covers the partition table");

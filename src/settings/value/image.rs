@@ -44,8 +44,44 @@ impl fmt::Display for RootHash {
 pub enum RootHashSignature {
     /// The file that holds it in DER form.
     File(PathBuf),
-    /// Its base64 text, not decoded.
-    Base64(String),
+    /// Itself, in DER form.
+    Data(Vec<u8>),
+}
+
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// Base64 with its padding (RFC 4648, section 4), of one byte or more.
+fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let body = text.trim_end_matches('=');
+    let padded = text.len().is_multiple_of(4) && text.len() - body.len() <= 2;
+    if body.is_empty() || !padded {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    for group in body.as_bytes().chunks(4) {
+        let mut bits = 0_u32;
+        for char in group {
+            let digit = BASE64.iter().position(|known| known == char)?;
+            bits = bits << 6 | u32::try_from(digit).ok()?;
+        }
+        // Three bytes fill four digits; of the last group there may be less.
+        bits <<= 6 * (4 - group.len());
+        bytes.extend(&bits.to_be_bytes()[1..group.len()]);
+    }
+    Some(bytes)
+}
+
+fn to_base64(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let byte = |at| u32::from(group.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let char = BASE64[(bits >> (18 - 6 * digit) & 63) as usize];
+            text.push(if digit <= group.len() { char::from(char) } else { '=' });
+        }
+    }
+    text
 }
 
 impl FromStr for RootHashSignature {
@@ -54,13 +90,7 @@ impl FromStr for RootHashSignature {
     fn from_str(text: &str) -> Result<Self, Wrong> {
         let wrong = || Wrong::new(text, "a path, or base64: and the signature");
         match text.strip_prefix("base64:") {
-            Some(data) => {
-                let body = data.trim_end_matches('=');
-                let chars = |byte: u8| byte.is_ascii_alphanumeric() || b"+/".contains(&byte);
-                let padded = data.len().is_multiple_of(4) && data.len() - body.len() <= 2;
-                let whole = !body.is_empty() && padded && body.bytes().all(chars);
-                whole.then(|| Self::Base64(data.to_owned())).ok_or_else(wrong)
-            }
+            Some(data) => from_base64(data).map(Self::Data).ok_or_else(wrong),
             None => clean(text).map(Self::File).ok_or_else(wrong),
         }
     }
@@ -70,7 +100,7 @@ impl fmt::Display for RootHashSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
-            Self::Base64(data) => write!(f, "base64:{data}"),
+            Self::Data(data) => write!(f, "base64:{}", to_base64(data)),
         }
     }
 }
@@ -104,8 +134,21 @@ impl ImagePolicy {
     }
 }
 
-const PARTITIONS: [&str; 10] =
-    ["root", "usr", "home", "srv", "esp", "xbootldr", "swap", "tmp", "var", "root-verity"];
+const PARTITIONS: [&str; 13] = [
+    "root",
+    "usr",
+    "home",
+    "srv",
+    "esp",
+    "xbootldr",
+    "swap",
+    "tmp",
+    "var",
+    "root-verity",
+    "usr-verity",
+    "root-verity-sig",
+    "usr-verity-sig",
+];
 const STATES: [&str; 12] = [
     "verity",
     "signed",

@@ -9,6 +9,7 @@ mod mounts;
 mod process;
 mod root;
 mod security;
+mod users;
 
 pub use root::{layer_places, machine_of};
 
@@ -42,6 +43,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     // What is kept of the tree in such a mode is only read (I-08).
     let read_only = settings.read_only.is_yes() || volatile != Volatile::No;
     let access = if read_only { Access::Read } else { Access::Write };
+    let users = users::users(settings, host, access)?;
     let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     let root = root::root(settings, host, source, access, &hostname)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
@@ -79,7 +81,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         background: settings.background.value().filter(|colour| !colour.is_empty()).cloned(),
         escape_key: escape_key(settings)?,
         ambient: security::ambient(settings, &start)?,
-        capabilities: security::capabilities(settings, network)?,
+        capabilities: security::capabilities(settings, network, &users)?,
         makes_nodes: security::makes_nodes(settings)?,
         calls: security::calls(settings, host)?,
         limits: security::limits(settings)?,
@@ -94,6 +96,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         exit_mode: settings.exit_mode.or(ExitMode::Nspawn),
         knobs,
         machine,
+        users,
         start,
         wiring,
         verbosity,
@@ -107,9 +110,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let missing = [
         no(s.mstack.is_said(), "--mstack="),
         no(s.oci_bundle.is_said(), "--oci-bundle="),
-        no(s.root_hash.is_said(), "--root-hash="),
-        no(s.root_hash_sig.is_said(), "--root-hash-sig="),
-        no(s.verity_data.is_said(), "--verity-data="),
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
@@ -192,6 +192,7 @@ pub(super) mod tests {
             variable: |name| (name == "TERM").then(|| "xterm".into()),
             os_release: || Some("ID=fixture\n".to_owned()),
             selinux: || false,
+            user_namespaces: || true,
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),

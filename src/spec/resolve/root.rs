@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::errors::hinted;
 use crate::host::Host;
+use crate::root::verity::Verity;
 use crate::root::{Access, Keep, Ladder, LayerSpec, RootSpec, Rung};
 use crate::settings::Settings;
 use crate::settings::value::{Ephemeral, EphemeralReboot, MachineName, Volatile};
@@ -184,6 +185,13 @@ pub(super) fn root(
         None => layer_places(host),
     };
     let mode = settings.ephemeral.value().copied().flatten();
+    if let Source::Directory(path) = &source {
+        let said = settings.root_hash.is_said()
+            || settings.root_hash_sig.is_said()
+            || settings.verity_data.is_said();
+        let what = format!("dm-verity verifies images, and \"{}\" is a directory", path.display());
+        ensure!(!said, hinted(what, "--root-hash= and its kin belong to --image="));
+    }
     match (source, mode) {
         (Source::Directory(path), None) => {
             // Two modes keep a part of it and change nothing (I-12).
@@ -206,10 +214,11 @@ pub(super) fn root(
             // Those below /usr belong to the system, which is not changed by running a part of it (I-01).
             let access = if path.starts_with("/usr") { Access::Read } else { access };
             refuse_for_images(settings)?;
-            let rungs = mode.map(rungs_of_image).transpose()?;
+            let verity = verity(settings, host, mode.is_some());
+            let rungs = mode.map(|mode| rungs_of_image(mode, &verity)).transpose()?;
             let throw_away = rungs.map(|rungs| Ladder { rungs, elsewhere: elsewhere() });
             let policy = settings.image_policy.value().cloned();
-            Ok(RootSpec::Image { path, access, policy, throw_away })
+            Ok(RootSpec::Image { path, access, policy, verity, throw_away })
         }
     }
 }
@@ -261,9 +270,29 @@ fn refuse_for_images(settings: &Settings) -> Result<()> {
     }
 }
 
+/// What is said of dm-verity. A throw-away run does not look for files next to the image (IMG-23).
+fn verity(settings: &Settings, host: &Host, throw_away: bool) -> Verity {
+    let absolute = |path: &PathBuf| match &host.cwd {
+        Some(cwd) => cwd.join(path),
+        None => path.clone(),
+    };
+    Verity {
+        hash: settings.root_hash.value().cloned(),
+        signature: settings.root_hash_sig.value().cloned(),
+        data: settings.verity_data.value().map(absolute),
+        side_files: !throw_away,
+    }
+}
+
 /// A copy that shares its blocks is whole: all of its file systems can be written to. An overlay copies
-/// nothing, but FAT cannot be below one.
-fn rungs_of_image(mode: Ephemeral) -> Result<Vec<Rung>> {
+/// nothing, but FAT cannot be below one. What is verified stays as it is, so only an overlay makes it writable.
+fn rungs_of_image(mode: Ephemeral, verity: &Verity) -> Result<Vec<Rung>> {
+    if verity.hash.is_some() {
+        let can = matches!(mode, Ephemeral::Auto | Ephemeral::Overlay);
+        let hint = "--ephemeral=overlay, which -x takes then, leaves it as it is";
+        ensure!(can, hinted(format!("--ephemeral={mode} copies what --root-hash= verifies"), hint));
+        return Ok(vec![Rung::Overlay]);
+    }
     Ok(match mode {
         Ephemeral::Auto => vec![Rung::Reflink, Rung::Overlay, Rung::Copy],
         Ephemeral::Reflink => vec![Rung::Reflink],

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 
 use super::knobs;
+use super::users::may_bind_low_ports;
 use crate::errors::{hinted, warn};
 use crate::host::Host;
 use crate::security::caps::{CapSet, NetworkAdmin, retained};
@@ -12,7 +13,7 @@ use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
 use crate::settings::value::{AddressFamilies, CapList};
 use crate::settings::{Each, Settings};
-use crate::spec::{Calls, Labels, Limits, Network, Start};
+use crate::spec::{Calls, Labels, Limits, Network, Start, Users};
 
 fn union(lists: &Each<CapList>, option: &'static str) -> Result<CapSet> {
     lists
@@ -119,14 +120,18 @@ pub(super) fn makes_nodes(settings: &Settings) -> Result<bool> {
     Ok(union(&settings.capabilities, "--capability=")?.contains(CapSet::MKNOD))
 }
 
-pub(super) fn capabilities(settings: &Settings, network: Network) -> Result<CapSet> {
+pub(super) fn capabilities(settings: &Settings, network: Network, users: &Users) -> Result<CapSet> {
     let added = union(&settings.capabilities, "--capability=")?;
     let dropped = union(&settings.drop_capabilities, "--drop-capability=")?;
     let admin = match network {
         Network::Host => NetworkAdmin::HostNetwork,
         Network::Private => NetworkAdmin::OwnNetwork,
     };
-    Ok(retained(added, dropped, admin))
+    let kept = retained(added, dropped, admin);
+    Ok(match network == Network::Private || may_bind_low_ports(users) {
+        true => kept,
+        false => kept.difference(CapSet::NET_BIND_SERVICE.difference(added)),
+    })
 }
 
 /// CLI-19, S-05. systemd-nspawn leaves a label out quietly where there is no SELinux; who asks for one relies on it.

@@ -1,0 +1,391 @@
+//! One guest of a run, from its start to its end: listens to it, orders it about, and keeps what its cases leave.
+
+use std::fs::File;
+use std::io::{IsTerminal, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::accel::{self, Accel};
+use crate::kept::{Kept, MEMORY_FS};
+use crate::machine::{self, scratch_disk};
+use crate::report::event::{Event, Order, Scratch, Work};
+use crate::report::{CaseReport, Verdict};
+use crate::runner::{Assignment, Runner, restarting};
+use crate::template::Kind;
+use crate::terminal::{Tap, described};
+use crate::vm::config::VmConfig;
+use crate::vm::launch::{self, Place, Started};
+use crate::vm::process::Serial;
+use crate::vm::watch::{End, Input, Step, Watch};
+
+/// Limit until the agent speaks, on real hardware; it includes making the scratch file system.
+const HELLO_LIMIT: Duration = Duration::from_secs(20);
+/// Limit for restoring a guest, on real hardware.
+const RESTORE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the last words of a guest may take to arrive after the news of its end.
+const SETTLING: Duration = Duration::from_millis(500);
+/// Limit for a case on top of its own, for a guest that does not keep that.
+const CASE_MARGIN: Duration = Duration::from_secs(30);
+
+struct Limits {
+    hello: Duration,
+    silence: Duration,
+    case: Duration,
+}
+
+/// A guest that was started, and what it is waited for.
+struct Alive<'a> {
+    started: Started,
+    tap: Option<Tap>,
+    /// Held while it boots.
+    boot: Option<MutexGuard<'a, ()>>,
+    nonce: u64,
+    restored: bool,
+}
+
+impl Runner<'_> {
+    /// One guest's life.
+    pub(crate) fn live(&self, assignment: &Assignment<'_>) -> Result<(Vec<CaseReport>, End)> {
+        let Assignment { number, job, cases, boot, dir, .. } = *assignment;
+        let cell = &job.cell;
+        let accel = self.accel();
+        let factor = accel.timeout_factor() * self.options.patience;
+        let first_kvm = accel == Accel::Kvm && accel::first_kvm_boot(self.workspace);
+        let longest_s = cases.iter().map(|case| case.timeout_s).max().unwrap_or(0);
+        let limits = Limits {
+            hello: if first_kvm {
+                accel::KVM_FIRST_BOOT_LIMIT
+            } else {
+                HELLO_LIMIT.mul_f64(factor * cell.shape.boot_factor())
+            },
+            silence: self.options.silence_limit,
+            case: Duration::from_secs(u64::from(longest_s)).mul_f64(factor) + CASE_MARGIN,
+        };
+        let works: Vec<Work> = cases
+            .iter()
+            .map(|case| Work {
+                case: case.name.clone(),
+                limit_s: case.timeout_s,
+                keep: self.keep(cell, case),
+                boot,
+            })
+            .collect();
+        let config = self.config(assignment)?;
+        let mut alive = self.start(assignment, &config, factor, limits.hello)?;
+        let mut console = ConsoleTail::of(dir);
+        let mut watch = Watch::new(alive.nonce, &self.suite.build_id, &works);
+        let mut reports = Vec::new();
+        let mut case_since = Instant::now();
+        let mut heard = Instant::now();
+        loop {
+            let Started { inputs, .. } = &alive.started;
+            let input = next_input(inputs, &watch, &limits, heard, case_since);
+            heard = Instant::now();
+            let silent = matches!(input, Input::Silence(_));
+            let silent_kvm = first_kvm && watch.is_booting() && silent;
+            let mut step = Step::Wait;
+            for input in settled(input, inputs) {
+                let starts = matches!(&input, Input::Said(message) if matches!(message.body, Event::Start { .. }));
+                step = watch.feed(input, &console.read());
+                self.tell(assignment, &mut watch, &mut reports);
+                if starts {
+                    case_since = heard;
+                    let what = format!("{cell}: {}", watch.awaited());
+                    self.human.awaits(number, Some(what));
+                }
+                if !matches!(step, Step::Wait | Step::Ready | Step::AllIn) {
+                    break;
+                }
+            }
+            let Started { qemu, channel, inputs, .. } = &mut alive.started;
+            match step {
+                Step::Wait => {}
+                Step::Ready => {
+                    alive.boot = None;
+                    if first_kvm {
+                        accel::remember_kvm_boot(self.workspace)?;
+                    }
+                    // A channel that is gone already shows as its end, with the better reason.
+                    let _ = channel.order(Order::Run { cases: works.clone() });
+                }
+                Step::AllIn => {
+                    // As above.
+                    let _ = channel.order(Order::PowerOff);
+                }
+                Step::Done => {
+                    qemu.end_within(Duration::from_secs(10).mul_f64(factor))?;
+                    break;
+                }
+                Step::Failed => {
+                    let case = watch.failed().map(str::to_owned);
+                    self.offer_shell(&mut alive, case)?;
+                    alive.started.qemu.end_within(Duration::ZERO)?;
+                    break;
+                }
+                Step::Restart => {
+                    qemu.end_within(Duration::ZERO)?;
+                    break;
+                }
+                Step::Dead => {
+                    if silent_kvm {
+                        self.human
+                            .line("accel    kvm booted nothing within 10 s; going on with tcg");
+                        self.kvm_is_dead.store(true, std::sync::atomic::Ordering::Relaxed);
+                        accel::remember_silence(self.workspace)?;
+                    }
+                    // A panicking guest still prints, and resets right after: give it the time. A silent one has had
+                    // its time, and what it would still do is not what it is judged by.
+                    let grace = if silent { Duration::ZERO } else { Duration::from_secs(2) };
+                    qemu.end_within(grace)?;
+                    while let Ok(late) = inputs.try_recv() {
+                        watch.feed(late, "");
+                    }
+                    break;
+                }
+            }
+        }
+        alive.boot = None;
+        let end = watch.conclude(&console.read());
+        self.tell(assignment, &mut watch, &mut reports);
+        match &end {
+            End::NeverReady(_) if alive.restored => self.give_up_template(assignment, &config),
+            End::Restart(how) => {
+                let what = format!("{cell}: {}", restarting(*how));
+                self.human.awaits(number, Some(what));
+            }
+            _ => {}
+        }
+        self.keep_disk(assignment, &config, &works, &reports);
+        Ok((reports, end))
+    }
+
+    /// Starts the guest: restored from the template of its kind, made if need be, or booted.
+    fn start(
+        &self,
+        assignment: &Assignment<'_>,
+        config: &VmConfig,
+        factor: f64,
+        limit: Duration,
+    ) -> Result<Alive<'_>> {
+        let Assignment { number, job, scratch, boot, dir, .. } = *assignment;
+        let cell = &job.cell;
+        let holds = if boot == 0 { Scratch::Empty } else { Scratch::Filled };
+        let begin = machine::begin(&cell.fs, holds, cell.subject, factor)?;
+        let nonce = begin.nonce;
+        let shared = [scratch.as_fd()];
+        let talks = self.options.shell_on_failure && std::io::stdin().is_terminal();
+        let serial = if talks { Serial::Talk } else { Serial::Log };
+        let place = Place { dir, serial, shared: &shared };
+        let alive = |mut started: Started, boot, restored| -> Result<Alive<'_>> {
+            let tap = started.console.take().map(Tap::open).transpose()?;
+            Ok(Alive { started, tap, boot, nonce, restored })
+        };
+        if let Some(template) = self.template(assignment, config, limit) {
+            self.human.awaits(number, Some(format!("{cell}: restoring a guest")));
+            let limit = RESTORE_LIMIT.mul_f64(factor);
+            match launch::restore(config, &template, place, begin.clone(), limit) {
+                Ok(started) => return alive(started, None, true),
+                Err(error) => {
+                    let line = format!("guest {number} ({cell}): {error:#}; it is booted instead");
+                    self.human.line(&line);
+                    self.give_up_template(assignment, config);
+                }
+            }
+        }
+        self.human.awaits(number, Some(format!("{cell}: booting")));
+        let boot = self.boot_turn(config.accel);
+        alive(launch::boot(config, place, begin)?, boot, false)
+    }
+
+    /// The template for this guest, if it can be had; why not is said.
+    fn template(
+        &self,
+        assignment: &Assignment<'_>,
+        config: &VmConfig,
+        limit: Duration,
+    ) -> Option<PathBuf> {
+        if self.options.cold {
+            return None;
+        }
+        let Assignment { number, job, scratch, .. } = *assignment;
+        let cell = &job.cell;
+        let found = self.with_kind(assignment, config, |kind| {
+            self.templates.find(kind, scratch, limit, || {
+                self.human.awaits(number, Some(format!("{cell}: booting a template")));
+                self.boot_turn(config.accel)
+            })
+        });
+        match found {
+            Ok(found) => found,
+            Err(error) => {
+                self.human.line(&format!("{cell}: {error:#}; its guests are booted"));
+                None
+            }
+        }
+    }
+
+    fn give_up_template(&self, assignment: &Assignment<'_>, config: &VmConfig) {
+        if let Err(error) = self.with_kind(assignment, config, |kind| self.templates.give_up(kind))
+        {
+            self.human.line(&format!("{}: {error:#}", assignment.job.cell));
+        }
+    }
+
+    fn with_kind<T>(
+        &self,
+        assignment: &Assignment<'_>,
+        config: &VmConfig,
+        act: impl FnOnce(&Kind<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let cell = &assignment.job.cell;
+        let name = format!("{}-{}", cell.kernel, cell.shape.name());
+        let scratch_bytes =
+            assignment.scratch.metadata().context("measuring the scratch disk")?.len();
+        act(&Kind { name: &name, config, suite: self.suite, scratch_bytes })
+    }
+
+    fn boot_turn(&self, accel: Accel) -> Option<MutexGuard<'_, ()>> {
+        (accel == Accel::Tcg).then(|| self.boot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn config(&self, assignment: &Assignment<'_>) -> Result<VmConfig> {
+        let parts = self.parts(assignment.job)?;
+        let initramfs = machine::initramfs(self.dir, parts.kernel, self.suite)?;
+        Ok(parts.machine(initramfs, scratch_disk(assignment.scratch)))
+    }
+
+    fn tell(&self, assignment: &Assignment<'_>, watch: &mut Watch, reports: &mut Vec<CaseReport>) {
+        for report in watch.take_reports() {
+            self.human.case(&assignment.job.cell, &report);
+            reports.push(report);
+        }
+    }
+
+    /// A shell in the guest in which a case has just failed, for who asked for it and is there.
+    fn offer_shell(&self, alive: &mut Alive<'_>, case: Option<String>) -> Result<()> {
+        let Some(tap) = &alive.tap else { return Ok(()) };
+        self.human.finish();
+        self.human.line(
+            "a shell in the guest as it is; /root/repro.sh runs the case again, `exit` goes on",
+        );
+        alive.started.channel.order(Order::Shell(described(case)))?;
+        let raw = tap.talk()?;
+        // The shell lasts as long as its user likes; the guest's end, however it comes, is its end too.
+        while let Ok(Input::Said(message)) = alive.started.inputs.recv() {
+            if matches!(message.body, Event::Bye { .. }) {
+                break;
+            }
+        }
+        drop(raw);
+        self.human.line("");
+        Ok(())
+    }
+
+    /// Keeps the scratch disk if a case wants that. Without it the verdicts stand all the same.
+    fn keep_disk(
+        &self,
+        assignment: &Assignment<'_>,
+        config: &VmConfig,
+        works: &[Work],
+        reports: &[CaseReport],
+    ) {
+        let Assignment { number, job, scratch, dir, .. } = *assignment;
+        let wanted = |report: &&CaseReport| {
+            works.iter().any(|work| work.case == report.case && work.keep.applies(&report.verdict))
+                && !matches!(report.verdict, Verdict::NotRun { .. })
+        };
+        let Some(report) = reports.iter().rfind(wanted) else { return };
+        let kept = self.parts(job).and_then(|parts| {
+            let kept = Kept {
+                cell: job.cell.clone(),
+                case: report.case.clone(),
+                kernel: parts.kernel.clone(),
+                root: parts.root.to_owned(),
+                initramfs: config.initramfs.clone(),
+                accel: config.accel,
+                memory_mib: config.memory_mib,
+            };
+            kept.keep(scratch, dir)
+        });
+        match kept {
+            Ok(()) if job.cell.fs == MEMORY_FS => self
+                .human
+                .line(&format!("guest {number}: its scratch directory was in memory, and is gone")),
+            Ok(()) => {}
+            Err(error) => self.human.line(&format!("guest {number}: {error:#}")),
+        }
+    }
+}
+
+/// What comes next, or the silence that came instead.
+fn next_input(
+    inputs: &Receiver<Input>,
+    watch: &Watch,
+    limits: &Limits,
+    heard: Instant,
+    case_since: Instant,
+) -> Input {
+    let limit = if watch.is_booting() { limits.hello } else { limits.silence };
+    let mut deadline = heard + limit;
+    let mut passed = limit;
+    if watch.running().is_some() && case_since + limits.case < deadline {
+        (deadline, passed) = (case_since + limits.case, limits.case);
+    }
+    match inputs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(input) => input,
+        Err(RecvTimeoutError::Timeout) => Input::Silence(passed),
+        Err(RecvTimeoutError::Disconnected) => Input::ChannelClosed,
+    }
+}
+
+/// Puts an end behind what was said before it: the agent's channel and QEMU's monitor are two sockets, and the news of
+/// the end can overtake the goodbye.
+fn settled(first: Input, inputs: &Receiver<Input>) -> Vec<Input> {
+    if !matches!(first, Input::Shutdown(_) | Input::AgentGone | Input::Panicked) {
+        return vec![first];
+    }
+    let mut all = vec![first];
+    let deadline = Instant::now() + SETTLING;
+    while let Ok(input) = inputs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let last = input == Input::ChannelClosed;
+        all.push(input);
+        if last {
+            break;
+        }
+    }
+    all.sort_by_key(|input| !matches!(input, Input::Said(_) | Input::Garbage(_)));
+    all
+}
+
+/// Reads a growing console log piece by piece.
+struct ConsoleTail {
+    path: PathBuf,
+    file: Option<File>,
+    at: u64,
+}
+
+impl ConsoleTail {
+    fn of(dir: &Path) -> Self {
+        Self { path: dir.join("console.log"), file: None, at: 0 }
+    }
+
+    /// What came since the last time. A log that cannot be read is empty: QEMU makes it when it starts.
+    fn read(&mut self) -> String {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok();
+        }
+        let Some(file) = &mut self.file else { return String::new() };
+        let mut bytes = Vec::new();
+        if file.seek(SeekFrom::Start(self.at)).is_ok() {
+            // What was read before an error counts; the rest comes next time.
+            let _ = file.read_to_end(&mut bytes);
+        }
+        self.at += bytes.len() as u64;
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
