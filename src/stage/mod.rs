@@ -38,6 +38,7 @@
 mod apart;
 mod boot;
 mod children;
+mod errand;
 mod exec;
 mod fork;
 mod getent;
@@ -50,6 +51,7 @@ mod stub;
 mod supervisor;
 mod user;
 
+pub(crate) use errand::errand;
 pub use fork::{Child, Parent, fork};
 pub use stub::is_available as has_stub;
 pub use supervisor::run;
