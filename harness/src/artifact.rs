@@ -14,6 +14,8 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
+use crate::workspace::Workspace;
+
 /// Bump when the meaning of a builder's output changes without its inputs changing.
 pub const BUILDER_VERSION: &str = "1";
 
@@ -89,6 +91,12 @@ pub struct Stored {
 }
 
 impl Store {
+    /// That of a checkout.
+    #[must_use]
+    pub fn of(workspace: &Workspace) -> Self {
+        Self::at(workspace.vm_dir().join("store"))
+    }
+
     /// The store in this directory, which is made when first needed.
     #[must_use]
     pub fn at(dir: PathBuf) -> Self {

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::accel::{self, Accel};
+use crate::artifact::Store;
 use crate::kept::{Kept, MEMORY_FS};
 use crate::machine::{self, scratch_disk};
-use crate::report::event::{Event, Order, Scratch, Work};
+use crate::report::event::{Begin, Event, Order, Scratch, Work};
 use crate::report::{CaseReport, Verdict};
 use crate::runner::{Assignment, Runner, restarting};
+use crate::scratch;
 use crate::template::Kind;
 use crate::terminal::{Tap, described};
 use crate::vm::config::VmConfig;
@@ -81,7 +83,10 @@ impl Runner<'_> {
             })
             .collect();
         let config = self.config(assignment, scratch)?;
-        let mut alive = self.start(assignment, scratch, &config, factor, limits.hello)?;
+        let filled = boot > 0 || self.fill(assignment, scratch, &config, limits.hello);
+        let holds = if filled { Scratch::Filled } else { Scratch::Empty };
+        let begin = machine::begin(&cell.fs, holds, cell.subject, factor)?;
+        let mut alive = self.start(assignment, scratch, &config, begin, limits.hello)?;
         let mut console = ConsoleTail::of(dir);
         let mut watch = Watch::new(alive.nonce, &self.suite.build_id, &works);
         let mut reports = Vec::new();
@@ -177,13 +182,11 @@ impl Runner<'_> {
         assignment: &Assignment<'_>,
         scratch: &File,
         config: &VmConfig,
-        factor: f64,
+        begin: Begin,
         limit: Duration,
     ) -> Result<Alive<'_>> {
-        let Assignment { number, job, boot, dir, .. } = *assignment;
+        let Assignment { number, job, dir, .. } = *assignment;
         let cell = &job.cell;
-        let holds = if boot == 0 { Scratch::Empty } else { Scratch::Filled };
-        let begin = machine::begin(&cell.fs, holds, cell.subject, factor)?;
         let nonce = begin.nonce;
         let shared = [scratch.as_fd()];
         let talks = self.options.shell_on_failure && std::io::stdin().is_terminal();
@@ -195,7 +198,7 @@ impl Runner<'_> {
         };
         if let Some(template) = self.template(assignment, scratch, config, limit) {
             self.human.awaits(number, Some(format!("{cell}: restoring a guest")));
-            let limit = RESTORE_LIMIT.mul_f64(factor);
+            let limit = RESTORE_LIMIT.mul_f64(begin.timeout_factor);
             match launch::restore(config, &template, place, begin.clone(), limit) {
                 Ok(started) => return alive(started, None, true),
                 Err(error) => {
@@ -208,6 +211,38 @@ impl Runner<'_> {
         self.human.awaits(number, Some(format!("{cell}: booting")));
         let boot = self.boot_turn(config.accel);
         alive(launch::boot(config, place, begin)?, boot, false)
+    }
+
+    /// Gives the scratch disk its file system; where that cannot be done, the guest does it.
+    fn fill(
+        &self,
+        assignment: &Assignment<'_>,
+        scratch: &File,
+        config: &VmConfig,
+        limit: Duration,
+    ) -> bool {
+        let Assignment { number, job, .. } = *assignment;
+        let cell = &job.cell;
+        if job.disk_mib().is_some() {
+            return false;
+        }
+        let store = Store::of(self.workspace);
+        let image = scratch::image(&store, config, scratch, &cell.fs, limit, || {
+            self.human.awaits(number, Some(format!("{cell}: making scratch disks")));
+            self.boot_turn(config.accel)
+        });
+        let filled = image.and_then(|image| {
+            let Some(path) = image else { return Ok(false) };
+            let image = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            scratch::fill(scratch, &image).map(|()| true)
+        });
+        match filled {
+            Ok(filled) => filled,
+            Err(error) => {
+                self.human.line(&format!("{cell}: {error:#}; its guests make their own"));
+                false
+            }
+        }
     }
 
     /// The template for this guest, if it can be had; why not is said.

@@ -69,7 +69,7 @@ impl Templates {
     /// Those of a checkout.
     #[must_use]
     pub fn of(workspace: &Workspace) -> Self {
-        Self { store: Store::at(workspace.vm_dir().join("store")), given_up: Mutex::default() }
+        Self { store: Store::of(workspace), given_up: Mutex::default() }
     }
 
     /// The directory of the template; made within `limit` if there is none, for which `begin` is called first and what it

@@ -51,9 +51,26 @@ pub fn apply(wanted: &Integration, ids: &Ids, tree: &InRoot) -> Result<()> {
     journal::apply(&wanted.journal, ids, tree)
 }
 
+/// Writes the name that a copy goes by into its /etc/hostname (TMP-07), if it has an /etc.
+///
+/// # Errors
+/// When the file cannot be replaced.
+pub(crate) fn put_host_name(tree: &InRoot, name: &str) -> Result<()> {
+    let mut slot = files::Slot::open(tree, "/etc/hostname")?;
+    if !slot.has_directory() {
+        return Ok(());
+    }
+    // The mode of the file is that which the tree's own has, whatever our caller's mask is.
+    let mask = rustix::process::umask(Mode::empty());
+    let found = slot.found();
+    let put = found.and_then(|found| slot.put_file(found, format!("{name}\n").as_bytes()));
+    rustix::process::umask(mask);
+    put
+}
+
 /// Binds a file of the host over one of the tree, or into the gap where none is.
 fn bind_file(from: &Path, on: &Path, tree: &InRoot) -> Result<()> {
-    let file = rustix::fs::open(from, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    let file = files::open_of_host(from, OFlags::PATH | OFlags::CLOEXEC)
         .with_context(|| format!("opening {} of the host", from.display()))?;
     let attrs = Attrs { read_only: true, ..HARMLESS };
     bind(from, &file, on, attrs, tree)

@@ -10,9 +10,11 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::stats::Spread;
+use crate::artifact::Store;
 use crate::guest::Subject;
 use crate::machine::{self, SCRATCH_MIB};
 use crate::report::event::{Event, Order, Scratch};
+use crate::scratch;
 use crate::suite::Suite;
 use crate::template::{Kind, Templates};
 use crate::vm::launch::{self, Place, Started};
@@ -60,6 +62,8 @@ pub struct Bench<'a> {
     pub suite: &'a Suite,
     /// Where templates are.
     pub templates: &'a Templates,
+    /// Where they and scratch disks are.
+    pub store: &'a Store,
     /// Where logs go.
     pub dir: &'a Path,
 }
@@ -109,7 +113,8 @@ impl Bench<'_> {
         let initramfs = machine::initramfs(self.dir, self.parts.kernel, self.suite)?;
         let config = self.parts.machine(initramfs, machine::scratch_disk(&scratch));
         let factor = self.parts.accel.timeout_factor();
-        let begin = machine::begin(fs, Scratch::Empty, Subject::Rspawn, factor)?;
+        let image =
+            scratch::image(self.store, &config, &scratch, fs, LIMIT, || ()).context("filling")?;
         let scratch_bytes = scratch.metadata().context("measuring the scratch disk")?.len();
         let name = format!("{}-{}", self.parts.kernel.name, self.parts.shape.name());
         let kind = Kind { name: &name, config: &config, suite: self.suite, scratch_bytes };
@@ -120,6 +125,15 @@ impl Bench<'_> {
         let shared = [scratch.as_fd()];
         let place = Place { dir, serial: Serial::Log, shared: &shared };
         let begun = Instant::now();
+        let holds = match image {
+            None => Scratch::Empty,
+            Some(path) => {
+                let image = fs::File::open(path).context("opening a scratch disk")?;
+                scratch::fill(&scratch, &image)?;
+                Scratch::Filled
+            }
+        };
+        let begin = machine::begin(fs, holds, Subject::Rspawn, factor)?;
         let Started { qemu, mut channel, inputs, .. } = match template {
             None => launch::boot(&config, place, begin)?,
             Some(template) => launch::restore(&config, &template, place, begin, LIMIT)?,

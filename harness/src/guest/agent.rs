@@ -21,9 +21,12 @@ use crate::report::event::{Event, Order, Restart, Scratch, WIRE_VERSION, Work};
 /// Where the scratch disk is mounted.
 pub(super) const SCRATCH: &str = "/scratch";
 
+/// Key of the kernel's command line with the modules that a template has loaded, whatever its guests are for.
+pub(crate) const PRELOAD: &str = "harness.preload";
+
 /// How a scratch file system is made: name, program, what makes it fast, small and silent. The disk is new and empty, so
 /// nothing on it needs to be discarded or zeroed.
-const MKFS: &[(&str, &str, &[&str])] = &[
+pub(crate) const MKFS: &[(&str, &str, &[&str])] = &[
     ("ext4", "mkfs.ext4", &["-q", "-F", "-i", "65536", "-E", "nodiscard,lazy_journal_init=1"]),
     ("btrfs", "mkfs.btrfs", &["-q", "-f", "-K"]),
     ("xfs", "mkfs.xfs", &["-q", "-f", "-K"]),
@@ -42,6 +45,10 @@ pub fn run(suite: &Suite) -> Result<()> {
         .context("looking for harness.port= on the kernel's command line")?;
     let build_id = build_id::of(Path::new("/proc/self/exe"))?;
     let kernel = init::kernel_release()?;
+    // Loading some of them takes an emulated processor a second, most of it for measuring itself.
+    if let Some(modules) = kernel_argument(PRELOAD) {
+        tool("modprobe", &["-a"].into_iter().chain(modules.split(',')).collect::<Vec<_>>())?;
+    }
     let mut port = Port::open(&port::find(&name)?)?;
     let Order::Begin(begin) = port.receive()? else {
         bail!("the first order was not to begin");
@@ -71,6 +78,10 @@ pub fn run(suite: &Suite) -> Result<()> {
                         break;
                     }
                 }
+            }
+            Order::Format { fs } => {
+                make_fs(&fs)?;
+                port.send(Event::Ended { code: 0 })?;
             }
             Order::Command { words } => command::run(&words, Path::new(SCRATCH), &mut port)?,
             Order::Shell(shell) => {
@@ -197,22 +208,26 @@ fn mount_scratch(kind: &str, holds: Scratch) -> Result<()> {
     if kind == "tmpfs" {
         mount_at(Path::new("tmpfs"), on, "tmpfs", MountFlags::empty())?;
     } else {
-        let Some((_, program, options)) = MKFS.iter().find(|(name, ..)| *name == kind) else {
-            bail!("no program is known that makes a file system of type \"{kind}\"");
-        };
-        let device = disk("scratch")?;
-        let path = device.to_str().context("naming the scratch disk")?;
         if holds == Scratch::Empty {
-            tool(program, &[options, &[path][..]].concat())?;
+            make_fs(kind)?;
         }
         let known = fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
         if !known.split_whitespace().any(|word| word == kind) {
             // The driver may be a module under an alias; asking for it by name gives the better message.
             tool("modprobe", &[kind])?;
         }
-        mount_at(&device, on, kind, MountFlags::empty())?;
+        mount_at(&disk("scratch")?, on, kind, MountFlags::empty())?;
     }
     init::place_probe(on)
+}
+
+fn make_fs(kind: &str) -> Result<()> {
+    let Some((_, program, options)) = MKFS.iter().find(|(name, ..)| *name == kind) else {
+        bail!("no program is known that makes a file system of type \"{kind}\"");
+    };
+    let device = disk("scratch")?;
+    let path = device.to_str().context("naming the scratch disk")?;
+    tool(program, &[options, &[path][..]].concat())
 }
 
 /// What was written is on the disk then, whatever becomes of the guest.

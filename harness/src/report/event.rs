@@ -29,6 +29,11 @@ pub enum Order {
         /// What to run.
         cases: Vec<Work>,
     },
+    /// Make a file system on the scratch disk, which is not mounted; answered by [`Event::Ended`].
+    Format {
+        /// Which.
+        fs: String,
+    },
     /// Run a command for a person; answered by [`Event::Output`] and [`Event::Ended`].
     Command {
         /// The program and its arguments.

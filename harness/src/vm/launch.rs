@@ -20,6 +20,7 @@ use super::config::{Ram, VmConfig};
 use super::monitor::Monitor;
 use super::process::{Ends, Qemu, Serial};
 use super::watch::Input;
+use crate::guest::agent::PRELOAD;
 use crate::report::event::{Begin, Order};
 use crate::tool;
 
@@ -27,6 +28,8 @@ use crate::tool;
 const RAM: &str = "ram";
 /// File of a template with the state of its devices.
 const STATE: &str = "state";
+/// Modules of the file systems that scratch disks have, beside the one that kernels boot with.
+const PRELOADED: &[&str] = &["btrfs", "xfs"];
 
 /// A guest that was told to begin.
 #[derive(Debug)]
@@ -100,7 +103,8 @@ pub fn save(
     let ram = into.join(RAM);
     let file = File::create(&ram).with_context(|| format!("making {}", ram.display()))?;
     file.set_len(u64::from(config.memory_mib) << 20).context("making a guest's memory")?;
-    let config = VmConfig { ram: Ram::Shared(ram), ..config.clone() };
+    let mut config = VmConfig { ram: Ram::Shared(ram), ..config.clone() };
+    config.kernel_arguments.push(format!("{PRELOAD}={}", PRELOADED.join(",")));
     let (mut qemu, ends) = Qemu::start(&config, Serial::Log, shared, into)?;
     let mut monitor = Monitor::open(ends.monitor)?;
     monitor.await_agent(until).with_context(|| {

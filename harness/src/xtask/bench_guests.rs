@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::artifact::Store;
 use crate::bench::guests::{Bench, Row};
 use crate::machine::{GUEST_MEMORY_MIB, Parts};
 use crate::rundir::RunDir;
@@ -36,7 +37,8 @@ pub(super) fn run(
     let (accel, memory_mib) = (choice.accel, GUEST_MEMORY_MIB);
     let parts = Parts { kernel, shape: Shape::Lean, root, accel, memory_mib };
     let (templates, suite) = (&Templates::of(workspace), &suite);
-    let bench = Bench { parts, suite, templates, dir: run_dir.path() };
+    let store = &Store::of(workspace);
+    let bench = Bench { parts, suite, templates, store, dir: run_dir.path() };
     let mut rows = Vec::new();
     for fs in lane(workspace, "quick")?.fs {
         rows.extend(bench.measure(&fs, rounds)?);

@@ -94,7 +94,7 @@ fn whole(temporary: &Path) -> Result<()> {
 }
 
 fn forget_templates(workspace: &Workspace) -> Result<()> {
-    let store = Store::at(workspace.vm_dir().join("store"));
+    let store = Store::of(workspace);
     store.keep_newest("template-", 0)
 }
 

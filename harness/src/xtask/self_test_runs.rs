@@ -96,7 +96,7 @@ fn shares(workspace: &Workspace, scratch: &Path) -> Result<()> {
 }
 
 fn broken_template(workspace: &Workspace, _: &Path) -> Result<()> {
-    let store = Store::at(workspace.vm_dir().join("store"));
+    let store = Store::of(workspace);
     let mut broken = Vec::new();
     for stored in store.list()?.into_iter().filter(|stored| stored.name.starts_with("template-")) {
         fs::write(stored.path.join("state"), "not a state").context("breaking a template")?;

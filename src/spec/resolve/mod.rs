@@ -18,7 +18,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Network, Ownership, Spec, Start, Users};
+use super::{Network, Spec, Start};
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::{self, ConsoleMode};
 use crate::errors::{Verbosity, hinted};
@@ -49,8 +49,8 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     let read_only = settings.read_only.is_yes() || volatile != Volatile::No;
     let access = if read_only { Access::Read } else { Access::Write };
     let users = users::users(settings, host, access)?;
-    refuse_missing_ownership(&users)?;
-    let root = root::root(settings, host, source, access)?;
+    let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
+    let root = root::root(settings, host, source, access, &hostname)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
     let [stdin, stdout, stderr] = host.terminals;
     let wiring = match start {
@@ -68,7 +68,6 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         },
     };
     let knobs = knobs::knobs(host)?;
-    let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
         integration: integration::integration(settings, &root, network),
@@ -114,20 +113,11 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
 fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let no = |said: bool, option: &'static str| said.then_some(option);
     let missing = [
-        no(s.template.is_said(), "--template="),
         no(s.mstack.is_said(), "--mstack="),
         no(s.oci_bundle.is_said(), "--oci-bundle="),
-        no(s.ephemeral_reboot.is_said(), "--ephemeral-reboot="),
-        no(s.keep_on_failure.is_said(), "--keep-on-failure"),
-        no(s.keep_name.is_yes(), "--keep-name"),
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
-        no(
-            s.ownership.or(Ownership::Off) != Ownership::Off
-                && !s.private_users_if_possible.is_yes(),
-            "--private-users-ownership=",
-        ),
         no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
         no(s.macvlans.is_said(), "--network-macvlan="),
@@ -147,17 +137,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
             "it is known and planned; CHANGELOG.md says what has arrived",
         )),
         None => Ok(()),
-    }
-}
-
-/// As [`refuse_what_is_missing`], of what follows from options.
-fn refuse_missing_ownership(users: &Users) -> Result<()> {
-    match users {
-        Users::Private { ownership, .. } if *ownership != Ownership::Off => bail!(hinted(
-            "bringing the tree's owners into the range is not implemented in this version",
-            "with --private-users-ownership=off they stay as they are",
-        )),
-        _ => Ok(()),
     }
 }
 
@@ -277,8 +256,9 @@ pub(super) mod tests {
     fn the_host_needs_a_throw_away_layer() {
         let error = spec(&["-D", "/"]).unwrap_err();
         assert!(error.to_string().contains("its own container's root"), "{error}");
-        let RootSpec::Ephemeral { rungs, .. } = spec(&["-xD", "/"]).unwrap().root else { panic!() };
-        assert_eq!(rungs, [Rung::Snapshot, Rung::Overlay]);
+        let RootSpec::Ephemeral { layer, .. } = spec(&["-xD", "/"]).unwrap().root else { panic!() };
+        let rungs = [Rung::Snapshot, Rung::Overlay, Rung::Reflink, Rung::Copy];
+        assert_eq!(layer.ladder.rungs, rungs);
     }
 
     fn environment(words: &[&str], host: &Host) -> Vec<String> {
