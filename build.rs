@@ -21,7 +21,7 @@ mod seccomp {
     pub mod table;
 }
 
-use seccomp::{compact, filter, table};
+use seccomp::{bpf, compact, filter, table};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -44,6 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         program.export_bpf(File::create(&path)?)?;
         fs::write(&path, compact::compact(fs::read(&path)?))?;
     }
+    let [allow_list, no_audit] = ["allow_list.bpf", "no_audit.bpf"].map(|name| out.join(name));
+    let joined = bpf::joined(&[&fs::read(allow_list)?, &fs::read(no_audit)?]);
+    fs::write(out.join("default.bpf"), joined)?;
     compile_stub(&machine, &out.join("stub"))
 }
 

@@ -9,6 +9,7 @@ use crate::errors::Report;
 use crate::exit::Ending;
 use crate::notify::{Said, Upstream};
 use crate::status::{Event, Log};
+use crate::userns::map::IdMap;
 
 /// Everybody who is told. The default is nobody.
 #[derive(Debug, Default)]
@@ -35,9 +36,16 @@ impl Audience {
     }
 
     /// The payload was executed, in a container whose process 1 is `leader` outside (DEF-06); `root` is where its
-    /// tree comes from.
-    pub fn started(&mut self, leader: libc::pid_t, machine: &str, root: &str) {
-        self.log.tell(&Event::Started { leader, machine, root });
+    /// tree comes from, `users` are its own, if it has others than the host.
+    pub fn started(
+        &mut self,
+        leader: libc::pid_t,
+        machine: &str,
+        root: &str,
+        users: Option<&IdMap>,
+    ) {
+        let users = users.map(IdMap::to_string);
+        self.log.tell(&Event::Started { leader, machine, root, users: users.as_deref() });
         self.manager.tell(&format!("STATUS=Container running.\nX_NSPAWN_LEADER_PID={leader}"));
     }
 

@@ -54,9 +54,15 @@ const FEATURES: &str = "+SECCOMP +IMAGES -USERNS -MACHINED";
 
 /// Reads the arguments, the program's name first.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Invocation, Usage> {
-    let matches = match command().try_get_matches_from(argv) {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    let mentioned = options::options().filter(|option| mentions(&argv, option));
+    let matches = match command_of(mentioned).try_get_matches_from(&argv) {
         Ok(matches) => matches,
-        Err(error) => return refusal(&error),
+        // Help and suggestions want to know all of them.
+        Err(_) => match command().try_get_matches_from(argv) {
+            Ok(matches) => matches,
+            Err(error) => return refusal(&error),
+        },
     };
     let mut settings = Settings::default();
     for (option, value) in in_order(&matches) {
@@ -97,6 +103,29 @@ pub fn exit_mode(argv: impl IntoIterator<Item = OsString>) -> ExitMode {
 
 /// The command line as clap sees it, for parsing, help, completions and the manual page.
 pub fn command() -> Command {
+    command_of(options::options())
+}
+
+/// Whether a word may be this option, written out or begun (CLI-03). A start has few options, and building all the
+/// others for clap takes a twentieth of it.
+fn mentions(argv: &[OsString], option: &Opt) -> bool {
+    let mentions = |word: &OsString| {
+        let word = word.to_string_lossy();
+        match word.strip_prefix("--") {
+            Some("") => false,
+            Some(written) => {
+                let name = written.split('=').next().unwrap_or_default();
+                let mut names = std::iter::once(&option.long).chain(option.aliases);
+                names.any(|long| long.starts_with(name))
+            }
+            None => word.starts_with('-') && option.short.is_some_and(|short| word.contains(short)),
+        }
+    };
+    argv.iter().skip(1).any(mentions)
+}
+
+/// The same with some of the options.
+fn command_of(options: impl Iterator<Item = &'static Opt>) -> Command {
     Command::new("rspawn")
         .about("Run a command or boot an operating system in a light-weight container")
         .override_usage("rspawn [OPTIONS...] [COMMAND [ARGUMENTS...]]\n       rspawn --boot [OPTIONS...] [ARGUMENTS...]")
@@ -126,7 +155,7 @@ pub fn command() -> Command {
                 .help_heading("General")
                 .help("Print the version and the compiled-in features"),
         )
-        .args(options::options().map(argument))
+        .args(options.map(argument))
         .arg(
             Arg::new(WORDS)
                 .num_args(0..)
@@ -183,7 +212,8 @@ fn in_order(matches: &ArgMatches) -> Vec<(&'static Opt, Option<&OsStr>)> {
     let mut said = Vec::new();
     for option in options::options() {
         let id = id(option);
-        let Some(values) = matches.get_many::<OsString>(id) else { continue };
+        // An id that clap was not told is no mistake here: nobody mentions that option.
+        let Ok(Some(values)) = matches.try_get_many::<OsString>(id) else { continue };
         let indices = matches.indices_of(id).into_iter().flatten();
         for (index, value) in indices.zip(values) {
             let value = Some(value.as_os_str()).filter(|value| *value != NO_VALUE);
@@ -282,4 +312,36 @@ fn missing(option: &Opt) -> Wrong {
 
 fn version() -> String {
     format!("rspawn {}\n{FEATURES}\n", env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CLI-03: the options that a command line mentions are told from each other as all of them would be.
+    #[test]
+    fn what_is_not_mentioned_makes_no_difference() {
+        let said = |command: Command, argv: &[OsString]| {
+            let matches = command.try_get_matches_from(argv).ok()?;
+            let said = in_order(&matches).into_iter();
+            let said: Vec<_> =
+                said.map(|(option, value)| (option.name(), value.map(OsStr::to_owned))).collect();
+            Some(said)
+        };
+        for option in options::options() {
+            let name = option.name();
+            for written in [&name[..3.min(name.len())], &name[..name.len() - 1], &name] {
+                for rest in
+                    [&["=x"][..], &["", "x"], &["=x", "-qD/tree", "--bind=/x", "--", "--ro"]]
+                {
+                    let first = OsString::from(format!("{written}{}", rest[0]));
+                    let words = rest[1..].iter().map(OsString::from);
+                    let argv: Vec<_> = ["rspawn".into(), first].into_iter().chain(words).collect();
+                    let some = options::options().filter(|option| mentions(&argv, option));
+                    let Some(told) = said(command_of(some), &argv) else { continue };
+                    assert_eq!(Some(told), said(command(), &argv), "{argv:?}");
+                }
+            }
+        }
+    }
 }

@@ -9,6 +9,8 @@ use rustix::termios::isatty;
 use rustix::thread::CapabilitySet;
 
 use crate::handover::Handover;
+use crate::userns;
+use crate::userns::map::IdMap;
 
 /// What [`crate::spec::resolve`] may know.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Host {
     pub selinux: fn() -> bool,
     /// Whether the kernel has user namespaces (user_namespaces(7)).
     pub user_namespaces: fn() -> bool,
+    /// Looks for the ids that our user can map, if that is not root.
+    pub own_ids: fn() -> IdMap,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -56,6 +60,7 @@ impl Host {
             os_release,
             selinux,
             user_namespaces: || Path::new("/proc/self/uid_map").exists(),
+            own_ids: userns::of_caller,
             canonical: |path| std::fs::canonicalize(path),
         }
     }
@@ -82,11 +87,8 @@ pub fn why_not_permitted() -> Option<String> {
             "rspawn runs without {name} here; it needs the rights of a full root"
         ));
     }
-    // user_namespaces(7): only the first namespace maps all ids to themselves.
-    let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
-    let whole = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
     let nested = "rspawn runs in a user namespace, whose root may not do that on this machine";
-    (!whole).then(|| nested.to_owned())
+    userns::is_inside().then(|| nested.to_owned())
 }
 
 /// os-release(5) names the two places and their order.

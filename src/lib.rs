@@ -47,3 +47,4 @@ pub mod sys;
 pub mod tree;
 pub mod undo;
 pub mod userns;
+mod walk;

@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rspawn::audience::Audience;
 use rspawn::cli::{self, Invocation};
-use rspawn::errors::{Report, hinted, warn};
+use rspawn::errors::{Report, warn};
 use rspawn::handover::Handover;
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
@@ -62,7 +62,6 @@ fn act(invocation: Invocation, handover: Handover, audience: &mut Audience) -> R
             }
         }
         Invocation::Cleanup(settings) => {
-            require_root(&host)?;
             let spec = decide(*settings, &host)?;
             let mut places = mounts::places_of_work(&spec.mounts);
             places.extend(spec.scratch_places);
@@ -71,7 +70,6 @@ fn act(invocation: Invocation, handover: Handover, audience: &mut Audience) -> R
             Ok(0)
         }
         Invocation::Run(settings) => {
-            require_root(&host)?;
             audience.find_manager()?;
             stage::run(&decide(*settings, &host)?, audience)
         }
@@ -84,13 +82,6 @@ fn decide(settings: Settings, host: &Host) -> Result<spec::Spec> {
         warn(problem);
     }
     spec::resolve(&settings, host)
-}
-
-fn require_root(host: &Host) -> Result<()> {
-    if !host.is_root {
-        bail!(hinted("containers can only be started by root", "put sudo before the command"));
-    }
-    Ok(())
 }
 
 fn print(text: &str) -> Result<u8> {

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Result;
+use rustix::fs::{Gid, Uid};
 
 use crate::cgroup::{self, Cgroup};
 use crate::credentials::Credential;
@@ -14,7 +15,7 @@ use crate::root::{self, Access, Root};
 use crate::security::caps::CapSet;
 use crate::spec::{Spec, Start, Users};
 use crate::undo::Undo;
-use crate::userns;
+use crate::userns::{self, map::IdMap};
 
 /// Fields go in this order: what was made is removed while its lock is still held.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub struct Session {
     cgroup: Option<Cgroup>,
     root: Root,
     /// Locked as long as the tree, which may have been given to them.
-    _users: Option<userns::Ids>,
+    users: Option<userns::Ids>,
     machine_id: Id,
     credentials: Vec<Credential>,
     machine_id_stays: bool,
@@ -39,7 +40,7 @@ impl Session {
         let mut undo = Undo::default();
         let mut root = root::acquire(spec, &mut undo)?;
         let users = match &spec.users {
-            Users::Host => None,
+            Users::Host | Users::Caller(_) => None,
             Users::Private { ids, .. } => Some(userns::settle(ids, &spec.machine, root.owner()?)?),
         };
         // An id of the tree counts more than one that was asked for (P-01).
@@ -49,17 +50,9 @@ impl Session {
         // Nothing is made in a tree that is only read.
         let tree = root.directory().filter(|_| spec.root.access() == Access::Write);
         let scratch = Scratch::make(&spec.mounts, &spec.scratch_places, tree, &mut undo)?;
-        let cgroup = own_cgroup(spec, &mut undo);
-        Ok(Self {
-            undo,
-            scratch,
-            cgroup,
-            root,
-            _users: users,
-            machine_id,
-            machine_id_stays,
-            credentials,
-        })
+        let map = users.as_ref().map(userns::Ids::map);
+        let cgroup = own_cgroup(spec, map, &mut undo)?;
+        Ok(Self { undo, scratch, cgroup, root, users, machine_id, machine_id_stays, credentials })
     }
 
     /// The ids of a new run.
@@ -71,6 +64,11 @@ impl Session {
     /// The root, for a run.
     pub(crate) fn root(&mut self) -> &mut Root {
         &mut self.root
+    }
+
+    /// Which ids of the host its users have, if they have others than the host's.
+    pub(crate) fn id_map(&self) -> Option<&IdMap> {
+        self.users.as_ref().map(userns::Ids::map)
     }
 
     /// The directories of the host that were made for its mounts.
@@ -86,6 +84,10 @@ impl Session {
     /// Guards the devices by the container's cgroup. Returns whether it has one that does.
     pub(crate) fn guard_devices(&mut self, spec: &Spec) -> bool {
         let Some(cgroup) = &mut self.cgroup else { return false };
+        // No user namespace but the first lets anyone make a node that opens (user_namespaces(7)).
+        if matches!(spec.users, Users::Caller(_)) {
+            return true;
+        }
         let guarded = cgroup.guard(&cgroup::devices_of(&spec.mounts));
         guarded.inspect_err(|error| without_cgroup(spec, error)).is_ok()
     }
@@ -102,12 +104,23 @@ impl Session {
 }
 
 /// A cgroup for whoever may make device nodes, and for an init, which divides it further.
-fn own_cgroup(spec: &Spec, undo: &mut Undo) -> Option<Cgroup> {
+fn own_cgroup(spec: &Spec, users: Option<&IdMap>, undo: &mut Undo) -> Result<Option<Cgroup>> {
     let init = matches!(spec.start, Start::Init { .. });
     if !init && !spec.capabilities.contains(CapSet::MKNOD) {
-        return None;
+        return Ok(None);
     }
-    Cgroup::create(&spec.machine, undo).inspect_err(|error| without_cgroup(spec, error)).ok()
+    let cgroup = match Cgroup::create(&spec.machine, undo) {
+        Ok(cgroup) => cgroup,
+        Err(error) => {
+            without_cgroup(spec, &error);
+            return Ok(None);
+        }
+    };
+    if let Some(map) = users.filter(|_| spec.api.delegated) {
+        let (uid, gid) = map.root()?;
+        cgroup.give_to(Uid::from_raw(uid.0), Gid::from_raw(gid.0))?;
+    }
+    Ok(Some(cgroup))
 }
 
 fn without_cgroup(spec: &Spec, error: &anyhow::Error) {

@@ -23,6 +23,9 @@ pub enum Event<'a> {
         machine: &'a str,
         /// Where its tree comes from: `directory`, or the rung of a throw-away layer.
         root: &'a str,
+        /// Its ids, as `--private-users-map=` takes them, with blanks between.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        users: Option<&'a str>,
     },
     /// It is ready: at once, or with `--notify-ready=yes` when it says so.
     Ready,
@@ -97,8 +100,12 @@ mod tests {
 
     #[rstest]
     #[case(
-        Event::Started { leader: 7, machine: "m", root: "overlay" },
+        Event::Started { leader: 7, machine: "m", root: "overlay", users: None },
         r#"{"event":"started","leader":7,"machine":"m","root":"overlay"}"#
+    )]
+    #[case(
+        Event::Started { leader: 7, machine: "m", root: "image", users: Some("0:5:6") },
+        r#"{"event":"started","leader":7,"machine":"m","root":"image","users":"0:5:6"}"#
     )]
     #[case(Event::Ready, r#"{"event":"ready"}"#)]
     #[case(Event::Reboot, r#"{"event":"reboot"}"#)]

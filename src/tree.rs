@@ -48,15 +48,16 @@ const LOADERS: &[(&str, &str)] = if cfg!(target_arch = "x86_64") {
     &[]
 };
 
-/// Fills the gaps of the tree's top directory. A read-only tree stays as it is. The umask, which has no say
+/// Fills the gaps of the tree's top directory. A read-only tree stays as it is, and so does an immutable one, as
+/// OSTree has them: EPERM (ioctl_iflags(2), FS_IMMUTABLE_FL). The umask, which has no say
 /// in what an OS tree looks like, must be empty.
 pub fn skeleton(root: &InRoot) -> Result<()> {
     let top = root
         .open(Path::new("/"), Links::Refused, OFlags::PATH | OFlags::DIRECTORY)
         .context("opening the container's root")?;
-    for (name, mode) in SKELETON {
+    for (name, mode) in SKELETON.into_iter().filter(|(name, _)| is_missing(&top, name)) {
         match rustix::fs::mkdirat(&top, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(Errno::EXIST | Errno::ROFS) => {}
+            Ok(()) | Err(Errno::EXIST | Errno::ROFS | Errno::PERM) => {}
             Err(errno) => {
                 return Err(errno).with_context(|| format!("making /{name} in the tree"));
             }
@@ -68,11 +69,15 @@ pub fn skeleton(root: &InRoot) -> Result<()> {
     link_to_usr(root, &top, "lib64", LOADERS)
 }
 
+/// Asked first, since nearly every tree has all of it, and a name is looked up faster than refused.
+fn is_missing(top: impl AsFd, name: &str) -> bool {
+    let there = rustix::fs::accessat(top, name, Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW);
+    there == Err(Errno::NOENT)
+}
+
 /// Makes the link `name` to the first of the directories that holds its file, or exists if that is empty.
 fn link_to_usr(root: &InRoot, top: impl AsFd, name: &str, places: &[(&str, &str)]) -> Result<()> {
-    // Asked first, since it is there in nearly every tree.
-    let there = rustix::fs::accessat(&top, name, Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW);
-    if there != Err(Errno::NOENT) {
+    if !is_missing(&top, name) {
         return Ok(());
     }
     let mut places = places.iter();
@@ -81,7 +86,7 @@ fn link_to_usr(root: &InRoot, top: impl AsFd, name: &str, places: &[(&str, &str)
         return Ok(());
     };
     match rustix::fs::symlinkat(*dir, &top, name) {
-        Ok(()) | Err(Errno::EXIST | Errno::ROFS) => Ok(()),
+        Ok(()) | Err(Errno::EXIST | Errno::ROFS | Errno::PERM) => Ok(()),
         Err(errno) => Err(errno).with_context(|| format!("making the link /{name} in the tree")),
     }
 }

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Uid, flock};
 use rustix::io::Errno;
 
 use devices::{Device, Kind};
@@ -68,6 +68,28 @@ impl Cgroup {
             bpf::attach_device_program(program.as_fd(), self.dir.as_fd())
                 .context("attaching the device program")?;
             self.guarded = true;
+        }
+        Ok(())
+    }
+}
+
+/// What somebody must own to divide a cgroup (cgroups(7), Delegation). The kernel says the same in
+/// /sys/kernel/cgroup/delegate, and names files that are there only with some controllers.
+const DELEGATED: [&str; 4] =
+    ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "memory.oom.group"];
+
+impl Cgroup {
+    /// Gives it to whoever is to divide it.
+    ///
+    /// # Errors
+    /// When one of its files cannot be given.
+    pub(crate) fn give_to(&self, uid: Uid, gid: Gid) -> Result<()> {
+        rustix::fs::fchown(&self.dir, Some(uid), Some(gid)).context("giving the cgroup away")?;
+        for name in DELEGATED {
+            match rustix::fs::chownat(&self.dir, name, Some(uid), Some(gid), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("giving away {name}")),
+            }
         }
         Ok(())
     }

@@ -4,20 +4,73 @@
 //! tree is looked at and replaced below a descriptor of its directory and never followed (R2, R3). A file of
 //! the tree is replaced by renaming, so that a hard link that another tree has to it keeps its content.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::ids;
-use crate::inroot::{InRoot, Links};
+use crate::inroot::{InRoot, Links, file_type};
 
 /// The longest file that is read, in bytes.
 const MAX_BYTES: usize = 1 << 20;
+
+/// Links that a path of the host may lead over, as many as for the kernel (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+/// Opens a file of the host; links are followed. The kernel would lead a relative one, such as the /etc/resolv.conf that
+/// comes with systemd-resolved, into the container: its tree is mounted on top of / by now, and there a `..` ends up.
+///
+/// # Errors
+/// As open(2).
+pub(super) fn open_of_host(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let held = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut left: Vec<OsString> = names(path);
+    let mut above: Vec<OwnedFd> = vec![rustix::fs::open("/", held, Mode::empty())?];
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        if name == ".." {
+            // Above / is /.
+            above.truncate((above.len() - 1).max(1));
+            continue;
+        }
+        let dir = above.last().expect("/ stays");
+        let found = rustix::fs::openat(dir, &name, held, Mode::empty())?;
+        if file_type(&found)? == FileType::Symlink {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::LOOP);
+            }
+            let target = rustix::fs::readlinkat(dir, &name, Vec::new())?;
+            let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+            if target.is_absolute() {
+                above.truncate(1);
+            }
+            left.extend(names(target));
+        } else if left.is_empty() {
+            return rustix::fs::openat(dir, &name, flags | OFlags::NOFOLLOW, Mode::empty());
+        } else {
+            above.push(found);
+        }
+    }
+    Err(Errno::ISDIR)
+}
+
+/// The names of a path, the first one last.
+fn names(path: &Path) -> Vec<OsString> {
+    let name = |part: Component<'_>| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    };
+    path.components().rev().filter_map(name).collect()
+}
 
 /// Reads a file of the host; links are followed.
 ///
@@ -25,7 +78,7 @@ const MAX_BYTES: usize = 1 << 20;
 /// When it is not there, is no regular file, or is longer than [`MAX_BYTES`].
 pub(crate) fn read_of_host(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    read_regular(&rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+    read_regular(&open_of_host(path, flags)?)
 }
 
 fn read_regular(file: &OwnedFd) -> io::Result<Vec<u8>> {
@@ -237,7 +290,7 @@ mod tests {
         fs::create_dir(tree.path().join("etc")).unwrap();
         let path = tree.path().join("etc/x");
         let mode = Mode::RUSR | Mode::WUSR;
-        rustix::fs::mknodat(CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
         assert_eq!(Slot::open(&root, "/etc/x").unwrap().found().unwrap(), Found::Other);
         assert!(read_of_host(&path).is_err());
         put(&root, b"new").unwrap();
@@ -256,5 +309,27 @@ mod tests {
                 "{length}"
             );
         }
+    }
+
+    /// T-01: `..` of the host's root is where the container's tree lies by then, so the kernel is never asked for it.
+    #[test]
+    fn links_of_the_host_lead_where_they_led_before_anything_was_mounted() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(top.join("etc")).unwrap();
+        std::fs::create_dir_all(top.join("run/deep")).unwrap();
+        std::fs::write(top.join("run/deep/file"), "found").unwrap();
+        symlink("../run/via", top.join("etc/relative")).unwrap();
+        symlink(top.join("run/deep"), top.join("run/via")).unwrap();
+        symlink("loop", top.join("loop")).unwrap();
+        let read = |path: &str| read_of_host(&top.join(path));
+        assert_eq!(read("etc/relative/file").unwrap(), b"found");
+        assert_eq!(read("etc/relative/../../etc/relative/./file").unwrap(), b"found");
+        let up = "../".repeat(30);
+        let path = top.join(format!("{up}{}", top.strip_prefix("/").unwrap().display()));
+        assert_eq!(read_of_host(&path.join("run/deep/file")).unwrap(), b"found");
+        assert_eq!(read("loop").unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert!(read("run/nothing").is_err() && read("run/deep").is_err());
     }
 }

@@ -17,12 +17,13 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 
 use crate::errors::warn;
 use crate::ids::Ids;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Attrs, From, Kind, Mount, Need, Point, Stage};
+use crate::settings::value::IdMapMode;
 
 /// What is decided of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub fn apply(wanted: &Integration, ids: &Ids, tree: &InRoot) -> Result<()> {
 
 /// Binds a file of the host over one of the tree, or into the gap where none is.
 fn bind_file(from: &Path, on: &Path, tree: &InRoot) -> Result<()> {
-    let file = rustix::fs::open(from, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    let file = files::open_of_host(from, OFlags::PATH | OFlags::CLOEXEC)
         .with_context(|| format!("opening {} of the host", from.display()))?;
     let attrs = Attrs { read_only: true, ..HARMLESS };
     bind(from, &file, on, attrs, tree)
@@ -67,7 +68,11 @@ fn bind(from: &Path, source: impl AsFd, on: &Path, attrs: Attrs, tree: &InRoot) 
     let row = Mount {
         stage: Stage::Outer,
         on: on.into(),
-        kind: Kind::Bind { from: From::Host(from.to_owned()), recursive: false },
+        kind: Kind::Bind {
+            from: From::Host(from.to_owned()),
+            recursive: false,
+            owners: IdMapMode::None,
+        },
         attrs,
         need: Need::Must,
         point: Point::LikeSource,

@@ -12,11 +12,16 @@ use rustix::mount::{
 };
 
 use super::attributes::{Left, flags, set_attached, set_detached};
+use super::idmap::{Mapping, Shown};
 use super::{Attrs, From, Kind, Mount, Need, Point, Stage, layers, partial};
 use crate::errors::{hinted, warn};
 use crate::inroot::{InRoot, Links, file_type};
+use crate::settings::value::IdMapMode;
+use crate::userns;
+use crate::userns::map::IdMap;
 
-/// Mounts the rows of one stage that need nothing of the host, in order, below the container's root.
+/// Mounts the rows of one stage that nobody has opened anything for, in order, below the container's root. What they
+/// take of the host must be in sight.
 ///
 /// # Errors
 /// At the first row that must be mounted and cannot be.
@@ -81,15 +86,19 @@ impl Detached {
     }
 }
 
-/// Makes the mount of a row that needs nothing of the host.
+/// Makes the mount of a row for which nothing was opened.
 fn detached(row: &Mount, root: &InRoot) -> Result<Detached> {
     let source = |path| root.open(path, Links::Inside, OFlags::PATH);
     match &row.kind {
         Kind::Fs { fstype, options } => {
             Ok(Detached::ready(instance(fstype, options, row.attrs).map_err(explain_revealing)?))
         }
-        Kind::Bind { from: From::Inside(path), recursive } => {
+        Kind::Bind { from: From::Inside(path), recursive, .. } => {
             copy(source(path)?.as_fd(), *recursive, row.attrs)
+        }
+        // Of our own rows, whose sources nobody can exchange.
+        Kind::Bind { from: From::Host(path), recursive, .. } => {
+            copy(layers::open_host(path, OFlags::PATH)?.as_fd(), *recursive, row.attrs)
         }
         Kind::Again => {
             let itself = root.open(&row.on, row.links, OFlags::PATH)?;
@@ -111,7 +120,7 @@ fn detached(row: &Mount, root: &InRoot) -> Result<Detached> {
             let opened = layers::Layers::open(lower, upper.as_ref(), None)?;
             Ok(Detached::ready(opened.combine(lower, upper.as_ref(), row.attrs, root)?))
         }
-        Kind::Part(_) | Kind::Bind { from: From::Host(_) | From::Scratch(_), .. } => {
+        Kind::Part(_) | Kind::Bind { from: From::Scratch(_), .. } => {
             bail!("a bug in rspawn: nobody opened what {} needs", describe(row))
         }
     }
@@ -131,25 +140,61 @@ fn node_like(kind: FileType) -> &'static str {
 
 /// Puts the mount of a row in its place.
 pub(super) fn place(row: &Mount, made: &Detached, root: &InRoot) -> Result<()> {
-    let place = match row.point {
-        Point::Directory => root.make_dir(&row.on, row.links),
-        Point::LikeSource if file_type(&made.mount)? != FileType::Directory => {
-            root.make_file(&row.on, row.links)
-        }
-        Point::LikeSource => root.make_dir(&row.on, row.links),
-        Point::Exists => root.open(&row.on, row.links, OFlags::PATH).map_err(anyhow::Error::new),
-    };
-    let attached = place.and_then(|place| attach(&made.mount, &place));
+    let attached = point(row, made, root).and_then(|place| attach(&made.mount, &place));
     attached.and_then(|()| match made.left {
         Left::Nothing => Ok(()),
         Left::Attributes => set_attached(made.mount.as_fd(), made.recursive, row.attrs),
     })
 }
 
+/// The place of a row, made if it is to be.
+fn point(row: &Mount, made: &Detached, root: &InRoot) -> Result<OwnedFd> {
+    match row.point {
+        Point::Directory => root.make_dir(&row.on, row.links),
+        Point::LikeSource if file_type(&made.mount)? != FileType::Directory => {
+            root.make_file(&row.on, row.links)
+        }
+        Point::LikeSource => root.make_dir(&row.on, row.links),
+        Point::Exists => root.open(&row.on, row.links, OFlags::PATH).map_err(anyhow::Error::new),
+    }
+}
+
+/// Shows the files of a bind as the row says, before it is put in its place.
+pub(super) fn map_owners(row: &Mount, made: &Detached, users: &IdMap, root: &InRoot) -> Result<()> {
+    let Kind::Bind { owners, recursive, .. } = &row.kind else { return Ok(()) };
+    let owner = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_uid, stat.st_gid));
+    let shown = match owners {
+        IdMapMode::None => return Ok(()),
+        IdMapMode::IdMap => Shown::as_container(users),
+        IdMapMode::RootIdMap => {
+            let source = owner(made.mount.as_fd()).context("asking who owns the source")?;
+            let (uid, gid) = users.root()?;
+            Shown::one(source, (uid.0, gid.0))
+        }
+        IdMapMode::OwnerIdMap if row.stage == Stage::Inner => bail!(hinted(
+            "the file systems of the kernel have no owner to give it to",
+            "rootidmap gives it to the container's root",
+        )),
+        IdMapMode::OwnerIdMap => {
+            let source = owner(made.mount.as_fd()).context("asking who owns the source")?;
+            let place = point(row, made, root)?;
+            Shown::one(source, owner(place.as_fd()).context("asking who owns the place")?)
+        }
+    };
+    let put = Mapping::new(&shown)?.put_on(made.mount.as_fd(), *recursive)?;
+    put.or_else(|refused| {
+        let hint = match recursive {
+            true => "norbind leaves out what is mounted below the source; noidmap maps nothing",
+            false => "noidmap maps nothing",
+        };
+        bail!(hinted(format!("{owners} is not possible: {}", refused.0), hint))
+    })
+}
+
 /// Puts a detached mount in its place.
-pub(crate) fn attach(mounted: &OwnedFd, place: impl AsFd) -> Result<()> {
+pub(crate) fn attach(mounted: impl AsFd, place: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    let moved = move_mount(mounted, "", &place, "", flags);
+    let moved = move_mount(&mounted, "", &place, "", flags);
     let is_dir = |fd: BorrowedFd<'_>| file_type(fd).ok().map(|kind| kind == FileType::Directory);
     // The kernel only says that something is invalid then.
     if moved.is_err() && is_dir(mounted.as_fd()) != is_dir(place.as_fd()) {
@@ -207,6 +252,19 @@ pub fn overlay(
     overlay_of(&[lower], Some((upper, work)), Attrs::none())
 }
 
+/// The same where many files change their owners, which then takes no copies of what is in them (Linux 4.19).
+///
+/// # Errors
+/// As [`overlay`].
+pub(crate) fn overlay_of_owners(
+    lower: BorrowedFd<'_>,
+    upper: BorrowedFd<'_>,
+    work: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    let options = [("metacopy", "on".to_owned())];
+    overlay_with(&[lower], Some((upper, work)), Attrs::none(), &options)
+}
+
 /// Longest value of an option, in bytes (fsconfig(2)).
 const MAX_VALUE_BYTES: usize = 255;
 
@@ -216,6 +274,15 @@ pub(super) fn overlay_of(
     lower: &[BorrowedFd<'_>],
     upper: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
     attrs: Attrs,
+) -> Result<OwnedFd> {
+    overlay_with(lower, upper, attrs, &[])
+}
+
+fn overlay_with(
+    lower: &[BorrowedFd<'_>],
+    upper: Option<(BorrowedFd<'_>, BorrowedFd<'_>)>,
+    attrs: Attrs,
+    more: &[(&'static str, String)],
 ) -> Result<OwnedFd> {
     let path = |fd: &BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
     // The kernel wants the highest first.
@@ -227,6 +294,12 @@ pub(super) fn overlay_of(
     let mut options = vec![("lowerdir", lower)];
     if let Some((upper, work)) = upper {
         options.extend([("upperdir", path(&upper)), ("workdir", path(&work))]);
+    }
+    options.extend_from_slice(more);
+    // Where the kernel lets us set no others, the layers' attributes have names that a user may (Linux 5.11,
+    // Documentation/filesystems/overlayfs.rst, User xattr).
+    if userns::is_inside() {
+        options.push(("userxattr", String::new()));
     }
     instance("overlay", &options, attrs)
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Attrs, From, Kind, Mount, Need, Point, Stage};
 use crate::inroot::Links;
+use crate::settings::value::IdMapMode;
 
 /// A mount that the user asked for, decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum CustomKind {
         recursive: bool,
         /// `--bind-ro=`.
         read_only: bool,
+        /// Whom its files belong to inside.
+        owners: IdMapMode,
     },
     /// `--tmpfs=`.
     Tmpfs {
@@ -57,8 +60,8 @@ pub fn custom(mounts: &[Custom]) -> Vec<Mount> {
 
 fn row(mount: &Custom) -> Mount {
     let (kind, attrs, point) = match &mount.kind {
-        CustomKind::Bind { from, recursive, read_only } => {
-            let kind = Kind::Bind { from: from.clone(), recursive: *recursive };
+        CustomKind::Bind { from, recursive, read_only, owners } => {
+            let kind = Kind::Bind { from: from.clone(), recursive: *recursive, owners: *owners };
             (kind, Attrs { read_only: *read_only, ..Attrs::none() }, Point::LikeSource)
         }
         CustomKind::Tmpfs { options } => {
@@ -137,6 +140,7 @@ mod tests {
                 from: From::Host("/x".into()),
                 recursive: true,
                 read_only: on == "/a",
+                owners: IdMapMode::None,
             },
         };
         assert_eq!(

@@ -24,7 +24,7 @@ pub fn labelled(mut rows: Vec<Mount>, label: Option<&str>) -> Vec<Mount> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mounts::{Api, Writable, table};
+    use crate::mounts::{Api, Sys, Writable, table};
 
     /// MNT-22, CLI-19.
     #[test]
@@ -34,6 +34,8 @@ mod tests {
             own_network: false,
             tmp: true,
             selinux: true,
+            sys: Sys::Inside,
+            has_ttys: true,
             delegated: false,
         };
         let label = "system_u:object_r:svirt_sandbox_file_t:s0:c0,c1";

@@ -16,6 +16,8 @@ use super::scratch::{Scratch, TREE, WORK, work_name};
 use super::{Attrs, From};
 use crate::errors::hinted;
 use crate::inroot::{InRoot, Links};
+use crate::userns;
+use crate::userns::map::IdMap;
 
 const PATH_DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
 
@@ -173,10 +175,20 @@ fn child(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Err
     rustix::fs::openat(parent, name, PATH_DIR | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Opens the directory of an empty bind source. The payload sees the mode that systemd-nspawn gives it.
-pub(super) fn scratch_directory(number: usize, scratch: &Scratch) -> Result<OwnedFd> {
+/// Opens the directory of an empty bind source. The payload sees the mode that systemd-nspawn gives it; it belongs to
+/// the root of `users`, if the container has others than the host.
+pub(super) fn scratch_directory(
+    number: usize,
+    scratch: &Scratch,
+    users: Option<&IdMap>,
+) -> Result<OwnedFd> {
     let tree = child(scratch.open(number)?, TREE)?;
     if is_fresh(&tree)? {
+        if let Some(map) = users {
+            let (uid, gid) = map.root()?;
+            let owner = (Uid::from_raw(uid.0), Gid::from_raw(gid.0));
+            rustix::fs::chownat(&tree, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+        }
         set_mode(tree.as_fd(), 0o755)?;
     }
     Ok(tree)
@@ -191,7 +203,11 @@ fn is_fresh(tree: &OwnedFd) -> Result<bool, Errno> {
 fn look_like(new: BorrowedFd<'_>, covered: BorrowedFd<'_>) -> Result<()> {
     let stat = rustix::fs::fstat(covered)?;
     let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    rustix::fs::chownat(new, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH)?;
+    match rustix::fs::chownat(new, "", Some(owner.0), Some(owner.1), AtFlags::EMPTY_PATH) {
+        // It is nobody here, where an ordinary user covers what is another one's.
+        Err(Errno::INVAL) if userns::is_inside() => {}
+        given => given?,
+    }
     set_mode(new, stat.st_mode & 0o7777)
 }
 

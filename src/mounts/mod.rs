@@ -9,8 +9,10 @@ mod apply;
 mod attributes;
 mod custom;
 mod disk;
+mod idmap;
 mod label;
 mod layers;
+mod mapped;
 mod opened;
 mod partial;
 mod scratch;
@@ -19,16 +21,19 @@ mod table;
 pub use apply::{apply, overlay};
 pub(crate) use apply::{
     attach, attach_on_host, bind_onto, detached_copy, detached_directory, instance, make_read_only,
+    overlay_of_owners,
 };
 pub use custom::{Custom, CustomKind, custom};
 pub(crate) use disk::disk;
+pub(crate) use idmap::{Mapping, Shown};
 pub use label::labelled;
+pub use mapped::mapped;
 pub use opened::Opened;
 pub(crate) use opened::bind;
 pub use partial::Part;
 pub use scratch::{Scratch, places_of_work};
-pub use table::{Api, Writable, table};
-pub(crate) use table::{BOOT_ID, EMPTY, KMSG};
+pub use table::{Api, Sys, Writable, table};
+pub(crate) use table::{BOOT_ID, EMPTY, KMSG, TTYS};
 
 use std::borrow::Cow;
 use std::fmt;
@@ -37,6 +42,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::inroot::Links;
+use crate::settings::value::IdMapMode;
 
 /// Who mounts it: a file system that shows a namespace must be mounted by who lives in that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +110,8 @@ pub enum Kind {
         from: From,
         /// With everything mounted below it.
         recursive: bool,
+        /// Whom its files belong to inside (M-01).
+        owners: IdMapMode,
     },
     /// What is in the place already, once more and with everything mounted below it, so that the place
     /// can have attributes of its own; what is below keeps its own.
@@ -218,8 +226,11 @@ impl fmt::Display for Mount {
                     }
                 }
             }
-            Kind::Bind { from, recursive } => {
+            Kind::Bind { from, recursive, owners } => {
                 write!(f, "{} of {from}", if *recursive { "rbind" } else { "bind" })?;
+                if *owners != IdMapMode::None {
+                    write!(f, " {owners}")?;
+                }
             }
             Kind::Again => f.write_str("itself")?,
             Kind::Overlay { lower, upper } => {

@@ -13,6 +13,7 @@ use super::apply::{self, Detached, describe, place};
 use super::layers::{self, Layers, open_host};
 use super::{From, Kind, Mount, Scratch, Stage};
 use crate::inroot::InRoot;
+use crate::userns::map::IdMap;
 
 /// The user's rows with what they take of the host.
 #[derive(Debug)]
@@ -27,29 +28,34 @@ enum Source {
 }
 
 impl Opened {
-    /// Opens everything, in the mount namespace in which the rows are mounted.
+    /// Opens everything, in the mount namespace in which the rows are mounted. New directories become those of `users`,
+    /// if the container has others than the host.
     ///
     /// # Errors
     /// When a source is not there any more, or is something else than it was.
-    pub fn open(rows: Vec<Mount>, scratch: &Scratch) -> Result<Self> {
+    pub fn open(rows: Vec<Mount>, scratch: &Scratch, users: Option<&IdMap>) -> Result<Self> {
         let opened = rows.into_iter().map(|row| {
-            let source = source(&row, scratch).with_context(|| describe(&row))?;
+            let source = source(&row, scratch, users).with_context(|| describe(&row))?;
             Ok((row, source))
         });
         Ok(Self(opened.collect::<Result<_>>()?))
     }
 
-    /// Mounts the rows of one stage, in order.
+    /// Mounts the rows of one stage, in order. `users` are the container's, if it has its own; they are for the first
+    /// stage, which sees the host's `/proc`, and which maps the owners of what is mounted by the next one too.
     ///
     /// # Errors
     /// At the first one that cannot be mounted.
-    pub fn mount(&mut self, stage: Stage, root: &InRoot) -> Result<()> {
+    pub fn mount(&mut self, stage: Stage, root: &InRoot, users: Option<&IdMap>) -> Result<()> {
         for (row, source) in &mut self.0 {
             // The layers of an overlay must be mounts of the namespace in which it is made, so it is made here
             // for the next stage too (clone_private_mount in Linux, fs/namespace.c).
             if let Source::Layers(layers) = source {
                 let made = apply::combined(row, layers, root).with_context(|| describe(row))?;
                 *source = Source::Mount(made);
+            }
+            if let (Source::Mount(made), Some(users)) = (&*source, users) {
+                apply::map_owners(row, made, users, root).with_context(|| describe(row))?;
             }
             if row.stage != stage {
                 continue;
@@ -83,14 +89,14 @@ pub(crate) fn bind(source: BorrowedFd<'_>, row: &Mount, root: &InRoot) -> Result
     place(row, &made, root)
 }
 
-fn source(row: &Mount, scratch: &Scratch) -> Result<Source> {
+fn source(row: &Mount, scratch: &Scratch, users: Option<&IdMap>) -> Result<Source> {
     Ok(match &row.kind {
-        Kind::Bind { from: From::Host(path), recursive } => {
+        Kind::Bind { from: From::Host(path), recursive, .. } => {
             let source = open_host(path, OFlags::PATH)?;
             Source::Mount(apply::copy(source.as_fd(), *recursive, row.attrs)?)
         }
-        Kind::Bind { from: From::Scratch(number), recursive } => {
-            let source = layers::scratch_directory(*number, scratch)?;
+        Kind::Bind { from: From::Scratch(number), recursive, .. } => {
+            let source = layers::scratch_directory(*number, scratch, users)?;
             Source::Mount(apply::copy(source.as_fd(), *recursive, row.attrs)?)
         }
         Kind::Overlay { lower, upper } => {

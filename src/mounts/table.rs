@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::{Attrs, From, Kind, Mount, Need, Part, Point, Stage};
 use crate::inroot::Links;
+use crate::settings::value::IdMapMode;
 
 const NOSUID: Attrs = Attrs { nosuid: true, ..Attrs::none() };
 const HARMLESS: Attrs = Attrs { nodev: true, ..NOSUID };
@@ -37,6 +38,9 @@ const READ_ONLY: [&str; 9] = [
     "/proc/sysrq-trigger",
 ];
 
+/// The group of terminals.
+pub(crate) const TTYS: u32 = 5;
+
 /// Directories of sysfs that a container with a network of its own sees; firmware, modules and power are the
 /// host's business.
 const SYS: Part = Part {
@@ -57,6 +61,18 @@ pub enum Writable {
     Yes,
 }
 
+/// Where the container's sysfs comes from. It shows the network namespace of who mounts it, and the kernel lets only
+/// those mount it who have rights over that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sys {
+    /// It is mounted inside.
+    Inside,
+    /// It is mounted before: a user namespace has no rights over the host's network.
+    Before,
+    /// It is the host's, with all that is mounted there: neither has who starts the container.
+    OfHost,
+}
+
 /// What the API file systems are to be like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Api {
@@ -69,6 +85,10 @@ pub struct Api {
     /// Whether the kernel has SELinux. Asking it for the file system where it has not makes it look for a module,
     /// at every start.
     pub selinux: bool,
+    /// Who mounts sysfs.
+    pub sys: Sys,
+    /// Whether the container has a tty group, to which its terminals belong.
+    pub has_ttys: bool,
     /// Whether the container divides its own cgroup further, as an init does (P-04). Then it must have one.
     pub delegated: bool,
 }
@@ -104,18 +124,31 @@ pub fn table(api: &Api) -> Vec<Mount> {
             .option("mode", "755")
             .option("size", "20%")
             .option("nr_inodes", "800k"),
-        // A new instance each time it is mounted (Linux 4.7). 5 is the tty group of every distribution.
-        Mount::api(Outer, "/dev/pts", "devpts", Attrs { noexec: true, ..NOSUID })
-            .option("ptmxmode", "0666")
-            .option("mode", "620")
-            .option("gid", "5"),
+    ]);
+    // A new instance each time it is mounted (Linux 4.7); inside, where ids are the container's.
+    let terminals = Mount::api(Inner, "/dev/pts", "devpts", Attrs { noexec: true, ..NOSUID })
+        .option("ptmxmode", "0666")
+        .option("mode", "620");
+    rows.push(match api.has_ttys {
+        // The tty group of every distribution.
+        true => terminals.option("gid", TTYS.to_string()),
+        false => terminals,
+    });
+    rows.extend([
         Mount::api(Inner, "/dev/mqueue", "mqueue", DATA).may_fail(),
         Mount::api(Inner, "/proc", "proc", DATA),
     ]);
-    // It shows the network namespace of who mounts it, so inner does, once it has its own.
-    let sys = Mount::api(Inner, "/sys", "sysfs", Attrs { read_only: !all, ..DATA });
+    let stage = if api.sys == Sys::Before { Outer } else { Inner };
+    let sys = Mount::api(stage, "/sys", "sysfs", Attrs { read_only: !all, ..DATA });
     let partial = api.own_network || api.writable == Writable::Network;
-    rows.push(if partial { Mount { kind: Kind::Part(SYS), ..sys } } else { sys });
+    rows.push(match api.sys {
+        Sys::OfHost => {
+            let from = From::Host(PathBuf::from("/sys"));
+            Mount { kind: Kind::Bind { from, recursive: true, owners: IdMapMode::None }, ..sys }
+        }
+        _ if partial => Mount { kind: Kind::Part(SYS), ..sys },
+        _ => sys,
+    });
     let below_sys = |on, fstype| {
         let mount = Mount::api(Inner, on, fstype, Attrs { read_only: true, ..DATA });
         Mount { point: Point::Exists, ..mount.may_fail() }
@@ -138,7 +171,11 @@ pub fn table(api: &Api) -> Vec<Mount> {
         let need = |path: &str| if path == "/proc/sys" { Need::Must } else { Need::May };
         rows.extend(READ_ONLY.map(|path| read_only(path, Kind::Again, need(path))));
     }
-    let file = |path| Kind::Bind { from: From::Inside(PathBuf::from(path)), recursive: false };
+    let file = |path| Kind::Bind {
+        from: From::Inside(PathBuf::from(path)),
+        recursive: false,
+        owners: IdMapMode::None,
+    };
     rows.extend(MASKED.map(|path| read_only(path, file(EMPTY), Need::May)));
     rows.push(read_only("/proc/kmsg", file(KMSG), Need::May));
     rows.push(read_only("/proc/sys/kernel/random/boot_id", file(BOOT_ID), Need::Must));
@@ -169,6 +206,8 @@ mod tests {
         own_network: false,
         tmp: true,
         selinux: true,
+        sys: Sys::Inside,
+        has_ttys: true,
         delegated: false,
     };
 
@@ -183,7 +222,7 @@ outer /tmp             tmpfs mode=1777,size=10%,nr_inodes=400k nosuid nodev stri
 outer /dev             tmpfs mode=755,size=4m,nr_inodes=64k nosuid noexec strictatime
 outer /dev/shm         tmpfs mode=1777,size=10%,nr_inodes=400k nosuid nodev strictatime
 outer /run             tmpfs mode=755,size=20%,nr_inodes=800k nosuid nodev strictatime
-outer /dev/pts         devpts ptmxmode=0666,mode=620,gid=5 nosuid noexec
+inner /dev/pts         devpts ptmxmode=0666,mode=620,gid=5 nosuid noexec
 inner /dev/mqueue      mqueue nosuid nodev noexec (if possible)
 inner /proc            proc nosuid nodev noexec
 inner /sys             sysfs ro nosuid nodev noexec
@@ -231,6 +270,8 @@ inner /run/host        itself ro nosuid nodev noexec"
             own_network,
             tmp: false,
             selinux: false,
+            sys: Sys::Inside,
+            has_ttys: true,
             delegated: false,
         };
         let (part_ro, net) = (format!("{PART} ro"), "/proc/sys/net itself (if possible)");
@@ -253,6 +294,8 @@ inner /run/host        itself ro nosuid nodev noexec"
             own_network: false,
             tmp: true,
             selinux: false,
+            sys: Sys::Inside,
+            has_ttys: true,
             delegated: true,
         };
         let row = |api| table(&api).into_iter().find(|row| row.on.ends_with("cgroup")).unwrap();

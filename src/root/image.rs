@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::discover::{Architecture, Layout, Place, Programs, Protection, Role, Used, discover};
 use super::filesystem::{FileSystem, probe};
@@ -16,6 +17,7 @@ use super::gpt::{self, FileDisk, Table};
 use super::loop_device::{self, LoopDevice};
 use super::verity::{self, Header, Known, Verity};
 use super::{Access, check};
+use crate::checkpoint;
 use crate::errors::{hinted, warn};
 use crate::mounts::{self, Attrs};
 use crate::settings::value::ImagePolicy;
@@ -56,6 +58,8 @@ pub(super) struct Part {
     pub(super) mount: OwnedFd,
     /// Whether an overlay can lie on it: the kernel refuses those file systems that fold case.
     pub(super) can_be_covered: bool,
+    /// Whether all of it belongs to whom the mount says, for want of owners of its own.
+    pub(super) is_owned_by_mount: bool,
 }
 
 /// Opens an image: a regular file or a block device (IMG-01).
@@ -111,6 +115,7 @@ struct Probed {
 impl Image {
     /// Finds the partitions of an image and attaches those that are used.
     pub(super) fn attach(file: OwnedFd, request: Request<'_>) -> Result<Self> {
+        checkpoint::reach("image-opened");
         let Request { path, access, policy, verity } = request;
         let shown = path.display();
         let (disk, sector) = disk(&file)?;
@@ -149,16 +154,25 @@ impl Image {
         self.programs
     }
 
-    /// Mounts what was found, the root first.
-    pub(super) fn mounted(&self) -> Result<Vec<Part>> {
-        let mount = |volume: &Volume| {
-            let mount = volume.mounted().with_context(|| {
-                format!("mounting the {} partition, which holds {}", volume.role, volume.system)
-            })?;
-            let can_be_covered = volume.system != FileSystem::Vfat;
-            Ok(Part { role: volume.role, mount, can_be_covered })
-        };
-        self.volumes.iter().map(mount).collect()
+    /// Mounts what was found, the root first. What has no owners of its own belongs to `owner`, user and group.
+    pub(super) fn mounted(&self, owner: Option<(u32, u32)>) -> Result<Vec<Part>> {
+        let mounted = self.volumes.iter().map(|volume| volume.part(owner)).collect();
+        checkpoint::reach("image-mounted");
+        mounted
+    }
+
+    /// Mounts once more what has no owners of its own, if it is to belong to others than it was mounted for.
+    pub(super) fn given_to(&self, owner: (u32, u32), parts: Vec<Part>) -> Result<Vec<Part>> {
+        let given =
+            self.volumes.iter().zip(parts).map(|(volume, part)| match part.is_owned_by_mount {
+                true => {
+                    // Two mounts of one device have the options of the first.
+                    drop(part);
+                    volume.part(Some(owner))
+                }
+                false => Ok(part),
+            });
+        given.collect()
     }
 }
 
@@ -275,7 +289,15 @@ fn described(used: &Used) -> String {
 }
 
 impl Volume {
-    fn mounted(&self) -> Result<OwnedFd> {
+    fn part(&self, owner: Option<(u32, u32)>) -> Result<Part> {
+        let mount = self.mounted(owner).with_context(|| {
+            format!("mounting the {} partition, which holds {}", self.role, self.system)
+        })?;
+        let is_vfat = self.system == FileSystem::Vfat;
+        Ok(Part { role: self.role, mount, can_be_covered: !is_vfat, is_owned_by_mount: is_vfat })
+    }
+
+    fn mounted(&self, owner: Option<(u32, u32)>) -> Result<OwnedFd> {
         let boots = matches!(self.role, Role::Esp | Role::Xbootldr);
         let attrs = Attrs {
             read_only: self.access == Access::Read,
@@ -294,6 +316,11 @@ impl Volume {
             // It has no modes of its own, and may hold keys.
             options.push(("umask", "0077"));
         }
+        let owner = owner.filter(|_| self.system == FileSystem::Vfat);
+        let owner = owner.map(|(uid, gid)| (uid.to_string(), gid.to_string()));
+        if let Some((uid, gid)) = &owner {
+            options.extend([("uid", uid.as_str()), ("gid", gid.as_str())]);
+        }
         let first = mounts::disk(self.system.name(), device, &options, attrs);
         if let (Ok(mount), Some(size_bytes)) = (&first, self.grow) {
             // It serves as it is, too.
@@ -301,6 +328,7 @@ impl Volume {
                 warn(format_args!("growing the {} file system: {error}", self.role));
             }
         }
+        let first = first.map_err(|error| self.explained(error));
         let Some(option) = self.system.without_recovery().filter(|_| attrs.read_only) else {
             return first;
         };
@@ -314,6 +342,19 @@ impl Volume {
             // If it was not the journal, the first error is the one that counts.
             second.map_err(|_| error)
         })
+    }
+
+    /// The kernel takes two devices of one btrfs for its parts, so a copy of an image cannot be mounted beside it
+    /// (fs/btrfs/volumes.c, device_list_add).
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        match error.downcast_ref::<Errno>() {
+            Some(&(Errno::EXIST | Errno::BUSY)) if self.system == FileSystem::Btrfs => error
+                .context(hinted(
+                    "a btrfs of the same id is mounted",
+                    "btrfstune(8) -u gives a copy of an image an id of its own",
+                )),
+            _ => error,
+        }
     }
 
     /// Grows the file system to its partition (UAPI.2, bit 59 of the flags).

@@ -11,6 +11,7 @@ use std::fmt::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{
@@ -25,6 +26,7 @@ use crate::mounts;
 use crate::sys::btrfs;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
+use crate::userns;
 
 /// What the names of holders begin with.
 const PREFIX: &str = ".#rspawn.";
@@ -40,7 +42,7 @@ const SUBVOLUME_INODE: u64 = 256;
 #[derive(Debug)]
 pub(super) struct Layer {
     kind: Kind,
-    _holder: Holder,
+    holder: Rc<Holder>,
 }
 
 /// The directory of a layer.
@@ -49,6 +51,32 @@ pub(super) struct Holder {
     /// Locked as long as it is open.
     dir: OwnedFd,
     path: PathBuf,
+    /// Whether it lies in the directory that it holds a layer of.
+    is_in_source: bool,
+}
+
+/// Where upper layers can be made by this process.
+#[derive(Debug)]
+pub(super) struct Uppers {
+    dir: OwnedFd,
+    /// The source, if it holds what must not be seen in the container.
+    source: Option<PathBuf>,
+}
+
+impl Uppers {
+    /// In a directory of our mount namespace.
+    pub(super) fn in_dir(dir: OwnedFd) -> Self {
+        Self { dir, source: None }
+    }
+
+    /// An upper layer of this name and its working directory, as [`upper()`] makes them.
+    pub(super) fn upper(&self, name: &str, lower: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
+        let (upper, work) = upper(self.dir.as_fd(), name, lower)?;
+        if let Some(source) = &self.source {
+            hide_holders(source, &upper)?;
+        }
+        Ok((upper, work))
+    }
 }
 
 impl Holder {
@@ -58,13 +86,14 @@ impl Holder {
     }
 
     /// The same directory by the mounts of this process: an overlay takes no others.
-    pub(super) fn here(&self) -> Result<OwnedFd> {
+    pub(super) fn here(&self) -> Result<Uppers> {
         let what = || format!("opening the layer {}", self.path.display());
         let here = open_host_directory(&self.path).with_context(what)?;
         let id = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let same = id(here.as_fd()).with_context(what)? == id(self.fd()).with_context(what)?;
         ensure!(same, "the layer {} was replaced", self.path.display());
-        Ok(here)
+        let source = self.path.parent().filter(|_| self.is_in_source).map(Path::to_owned);
+        Ok(Uppers { dir: here, source })
     }
 }
 
@@ -81,6 +110,11 @@ impl Layer {
             Kind::Snapshot { .. } => Rung::Snapshot,
             Kind::Overlay { .. } => Rung::Overlay,
         }
+    }
+
+    /// Where the upper layer of an overlay is, if it is one.
+    pub(super) fn holder(&self) -> Option<Rc<Holder>> {
+        matches!(self.kind, Kind::Overlay { .. }).then(|| Rc::clone(&self.holder))
     }
 
     /// A new mount of the source with the layer, attached nowhere yet.
@@ -170,7 +204,7 @@ fn try_rung(
                 made.finish();
                 Ok(())
             });
-            Ok(Ok(Layer { kind, _holder: holder }))
+            Ok(Ok(Layer { kind, holder: Rc::new(holder) }))
         }
         Err(error) => Ok(Err(Refused(format!("{error:#}")))),
     }
@@ -185,12 +219,13 @@ fn hold_in(place: &Path, path: &Path, undo: &mut Undo) -> Result<Result<Holder, 
         Err(errno) => return Ok(Err(Refused(format!("making a directory there: {errno}")))),
     };
     checkpoint::reach("holder-made");
+    let is_in_source = place == path;
     let path = place.join(OsStr::from_bytes(name.as_bytes()));
     let parent = open_host_directory(place).context("opening the place of the layer")?;
     undo.push(format!("removing the layer {}", path.display()), move || {
         remove::tree(parent.as_fd(), &name)
     });
-    Ok(Ok(Holder { dir, path }))
+    Ok(Ok(Holder { dir, path, is_in_source }))
 }
 
 /// Makes a holder for the upper layers of an image, in the first of `places` where an overlay can have one.
@@ -277,7 +312,11 @@ pub(super) fn upper(
             made.with_context(making)?;
             let dir = reopen(subdirectory(holder, &upper)?.as_fd()).with_context(making)?;
             let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-            rustix::fs::fchown(&dir, Some(owner.0), Some(owner.1)).with_context(making)?;
+            match rustix::fs::fchown(&dir, Some(owner.0), Some(owner.1)) {
+                // It is nobody here, where an ordinary user runs another one's tree.
+                Err(Errno::INVAL) if userns::is_inside() => {}
+                given => given.with_context(making)?,
+            }
             rustix::fs::fchmod(&dir, Mode::from_raw_mode(stat.st_mode)).with_context(making)?;
         }
     }
@@ -294,8 +333,11 @@ fn hide_holders(place: &Path, upper: &OwnedFd) -> Result<()> {
     for name in holders(place).context("looking for layers")? {
         // A whiteout is a character device 0:0 (Linux, Documentation/filesystems/overlayfs.rst).
         let mode = Mode::empty();
-        rustix::fs::mknodat(upper, name.as_c_str(), FileType::CharacterDevice, mode, 0)
-            .context("hiding the layer from the container")?;
+        match rustix::fs::mknodat(upper, name.as_c_str(), FileType::CharacterDevice, mode, 0) {
+            // It was hidden before the container was started again.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).context("hiding the layer from the container"),
+        }
     }
     Ok(())
 }

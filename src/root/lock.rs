@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::Access;
 use crate::errors::hinted;
+use crate::userns;
 
 /// Where the locks by device and inode are.
 const GLOBAL: &str = "/run/systemd/nspawn/locks";
@@ -70,20 +71,30 @@ fn both(
     global: &str,
     access: Access,
 ) -> Result<Vec<Lock>> {
-    std::fs::create_dir_all(GLOBAL).with_context(|| format!("making {GLOBAL}"))?;
+    // An ordinary user can lock where its trees are, and where nobody can write nothing needs a lock.
+    let is_user = userns::is_inside();
     let mut locks = Vec::new();
     if let Some(local) = local {
         match take(&local, access) {
             // What lies on a medium that cannot be written to needs no lock next to it to be read (I-13).
             Err(Errno::ROFS) if access == Access::Read => {}
+            Err(Errno::ACCESS | Errno::ROFS) if is_user => {}
             other => locks.push(other.map_err(|errno| refused(what, errno, path))?),
         }
     }
+    match std::fs::create_dir_all(GLOBAL) {
+        Err(error) if is_user && error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Ok(locks);
+        }
+        made => made.with_context(|| format!("making {GLOBAL}"))?,
+    }
     let global = Path::new(GLOBAL).join(global);
-    locks.push(take(&global, access).map_err(|errno| refused(what, errno, path))?);
+    match take(&global, access) {
+        Err(Errno::ACCESS) if is_user => {}
+        other => locks.push(other.map_err(|errno| refused(what, errno, path))?),
+    }
     Ok(locks)
 }
-
 /// The name next to the tree; the root directory has no neighbour.
 fn beside(path: &Path) -> Option<PathBuf> {
     let name: &OsStr = path.file_name()?;

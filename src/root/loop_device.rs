@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::checkpoint;
 use crate::errors::hinted;
 use crate::sys::loop_device::{Window, configure, next_free};
 
@@ -46,17 +47,24 @@ pub(super) fn attach(file: impl AsFd, window: Window) -> Result<LoopDevice> {
         rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
     };
     let control = open(Path::new(CONTROL)).map_err(explain_missing)?;
-    for _ in 0..ATTEMPTS {
-        let number = next_free(&control).context("looking for a free loop device")?;
+    for attempt in 0..ATTEMPTS {
+        let number = next_free(&control).map_err(explain_exhausted)?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
         let device = match open(&path) {
             // Removed since.
-            Err(Errno::NXIO | Errno::NODEV) => continue,
-            other => other.with_context(|| format!("opening {}", path.display()))?,
+            Err(Errno::NXIO | Errno::NODEV) => {
+                wait_a_little(attempt);
+                continue;
+            }
+            Err(errno) => return Err(explain_node(errno, &path)),
+            Ok(device) => device,
         };
         match configure(&device, &file, window) {
-            Ok(()) => return Ok(LoopDevice { path, device }),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Ok(()) => {
+                checkpoint::reach("loop-attached");
+                return Ok(LoopDevice { path, device });
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => wait_a_little(attempt),
             Err(error) => {
                 return Err(error)
                     .with_context(|| format!("attaching the image to {}", path.display()));
@@ -67,6 +75,32 @@ pub(super) fn attach(file: impl AsFd, window: Window) -> Result<LoopDevice> {
         "looking for a free loop device: others were always faster",
         "losetup(8) shows what is attached"
     ))
+}
+
+/// Others who look for a device at the same time are to find one, too: at first at once, then with pauses of up to
+/// 2 seconds in all.
+fn wait_a_little(attempt: u32) {
+    std::thread::sleep(std::time::Duration::from_millis(u64::from(attempt.saturating_sub(4))));
+}
+
+fn explain_exhausted(error: std::io::Error) -> anyhow::Error {
+    const WHAT: &str = "looking for a free loop device";
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::ENOMEM | libc::ENODEV) => anyhow::Error::new(error)
+            .context(hinted(WHAT, "all that the kernel makes are taken; losetup(8) shows by what")),
+        _ => anyhow::Error::new(error).context(WHAT),
+    }
+}
+
+fn explain_node(errno: Errno, path: &Path) -> anyhow::Error {
+    let what = format!("opening {}", path.display());
+    match errno {
+        Errno::NOENT => anyhow::Error::new(errno).context(hinted(
+            what,
+            "its node is missing: /dev is no devtmpfs, or the host of this container must hand it in",
+        )),
+        _ => anyhow::Error::new(errno).context(what),
+    }
 }
 
 /// CON-13: what cannot work here is said as such.

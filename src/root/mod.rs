@@ -21,7 +21,9 @@ pub mod verity;
 mod volatile;
 
 pub use attach::Mounted;
+pub(crate) use attach::{Attached, Owners};
 
+pub(crate) use attach::on_top;
 pub(crate) use layer::{hold, sweep as sweep_place};
 pub(crate) use remove::tree as remove_tree;
 
@@ -181,7 +183,7 @@ impl Root {
         let stat = match &mut self.source {
             Source::Directory(tree) | Source::Layer(tree, _) => rustix::fs::fstat(tree),
             Source::Image { image, first, .. } => {
-                let parts = first.take().map_or_else(|| image.mounted(), Ok)?;
+                let parts = first.take().map_or_else(|| image.mounted(None), Ok)?;
                 let root = first.insert(parts).first().context("the image has no root")?;
                 rustix::fs::fstat(&root.mount)
             }
@@ -210,18 +212,32 @@ impl Root {
         }
     }
 
-    /// New mounts of the root, attached nowhere yet, for one run of the container.
-    pub fn mounted(&mut self) -> Result<Mounted> {
+    /// New mounts of the root, attached nowhere yet, for one run of the container. `owner` is its root, user and group
+    /// of the host, if its users are its own.
+    pub fn mounted(&mut self, owner: Option<(u32, u32)>) -> Result<Mounted> {
+        let mut holder = None;
         let tree = match &mut self.source {
             Source::Directory(tree) => mounts::detached_copy(tree.as_fd())?,
-            Source::Layer(tree, layer) => layer.mounted(tree.as_fd())?,
+            Source::Layer(tree, layer) => match layer.holder().filter(|_| owner.is_some()) {
+                // Whom its files belong to is decided before there is an overlay.
+                Some(found) => {
+                    holder = Some(found);
+                    mounts::detached_directory(tree.as_fd())?
+                }
+                None => layer.mounted(tree.as_fd())?,
+            },
             Source::Image { image, holder, first } => {
-                let parts = first.take().map_or_else(|| image.mounted(), Ok)?;
+                let parts = match (first.take(), owner) {
+                    (None, owner) => image.mounted(owner)?,
+                    (Some(parts), None) => parts,
+                    (Some(parts), Some(owner)) => image.given_to(owner, parts)?,
+                };
                 return Ok(Mounted { parts, holder: holder.clone(), programs: image.programs() });
             }
         };
-        let root = Part { role: Role::Root, mount: tree, can_be_covered: true };
-        Ok(Mounted { parts: vec![root], holder: None, programs: Programs::Native })
+        let (can_be_covered, is_owned_by_mount) = (true, false);
+        let root = Part { role: Role::Root, mount: tree, can_be_covered, is_owned_by_mount };
+        Ok(Mounted { parts: vec![root], holder, programs: Programs::Native })
     }
 }
 
@@ -268,7 +284,7 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
                 }
             };
             // Unlike a directory it is not looked at whether it holds an OS tree (CHK-03).
-            let parts = image.mounted().with_context(|| format!("\"{}\"", path.display()))?;
+            let parts = image.mounted(None).with_context(|| format!("\"{}\"", path.display()))?;
             let root = parts.first().context("the image has no root")?;
             let machine_id = machine_id(path, &new_root(root.mount.as_fd(), spec)?, spec);
             let source = Source::Image { image, holder: holder.map(Rc::new), first: Some(parts) };

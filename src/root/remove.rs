@@ -1,95 +1,54 @@
 //! How is a directory tree removed that a hostile container has written? By descriptors, without following
 //! a link, without leaving its file system's subvolumes, and without recursion on the stack.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, unlinkat};
+use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, unlinkat};
 use rustix::io::Errno;
 
 use crate::sys::btrfs;
-
-const OPEN_DIR: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-
-/// A directory that is being emptied.
-struct Level {
-    dir: OwnedFd,
-    name: CString,
-    subdirectories: Vec<CString>,
-}
+use crate::walk::{self, Place, Visitor};
 
 /// Removes the directory `name` in `parent` with everything in it. It is no error if it is gone.
 ///
 /// # Errors
 /// At the first thing that cannot be removed.
 pub(crate) fn tree(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    let mut levels: Vec<Level> = Vec::new();
-    let mut next = Some(name.to_owned());
-    loop {
-        let above = levels.last().map_or(parent, |level| level.dir.as_fd());
-        if let Some(name) = next.take() {
-            match enter(above, name)? {
-                Some(level) => levels.push(level),
-                None if levels.is_empty() => return Ok(()),
-                None => {}
-            }
-        }
-        let Some(level) = levels.last_mut() else { return Ok(()) };
-        next = level.subdirectories.pop();
-        if next.is_some() {
-            continue;
-        }
-        let done = levels.pop().expect("it was just there");
-        let above = levels.last().map_or(parent, |level| level.dir.as_fd());
-        drop(done.dir);
-        remove_directory(above, &done.name)?;
-        if levels.is_empty() {
-            return Ok(());
-        }
-    }
+    walk::tree(parent, name, &mut Remover)
 }
 
-/// Opens a directory, removes its files and lists its directories. `None` when it is gone, or went
-/// whole because it was a subvolume.
-fn enter(parent: BorrowedFd<'_>, name: CString) -> Result<Option<Level>> {
-    let shown = || format!("emptying {name:?}");
-    // Fast, and the only way for a subvolume that is read-only.
-    if btrfs::destroy(parent, &name).is_ok() {
-        return Ok(None);
+struct Remover;
+
+impl Visitor for Remover {
+    fn before(&mut self, place: &Place<'_>, name: &CStr) -> Result<bool> {
+        // Fast, and the only way for a subvolume that is read-only.
+        Ok(btrfs::destroy(place.dir, name).is_err())
     }
-    let dir = match rustix::fs::openat(parent, &name, OPEN_DIR, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(None),
-        other => other.with_context(shown)?,
-    };
-    let mut subdirectories = Vec::new();
-    for entry in Dir::read_from(&dir).with_context(shown)? {
-        let entry = entry.with_context(shown)?;
-        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            continue;
-        }
-        match unlink(dir.as_fd(), entry.file_name(), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::ISDIR) => subdirectories.push(entry.file_name().to_owned()),
+
+    fn entry(&mut self, place: &Place<'_>, name: &CStr, kind: FileType) -> Result<bool> {
+        match unlink(place.dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(false),
+            Err(Errno::ISDIR) => Ok(true),
             // Some file systems say EPERM of a directory (POSIX unlink).
-            Err(Errno::PERM) if entry.file_type() == FileType::Directory => {
-                subdirectories.push(entry.file_name().to_owned());
-            }
-            Err(errno) => {
-                return Err(errno).with_context(|| format!("removing {:?}", entry.file_name()));
-            }
+            Err(Errno::PERM) if kind == FileType::Directory => Ok(true),
+            Err(errno) => Err(errno).with_context(|| format!("removing {name:?}")),
         }
     }
-    Ok(Some(Level { dir, name, subdirectories }))
-}
 
-fn remove_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    match unlink(parent, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        // A subvolume that held others goes now that they are gone.
-        Err(_) if btrfs::destroy(parent, name).is_ok() => Ok(()),
-        Err(errno) => Err(errno).with_context(|| format!("removing the directory {name:?}")),
+    fn closed(&mut self, _place: &Place<'_>, name: &CStr, errno: Errno) -> Result<()> {
+        Err(errno).with_context(|| format!("emptying {name:?}"))
+    }
+
+    fn after(&mut self, place: &Place<'_>, name: &CStr, dir: OwnedFd) -> Result<()> {
+        drop(dir);
+        match unlink(place.dir, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // A subvolume that held others goes now that they are gone.
+            Err(_) if btrfs::destroy(place.dir, name).is_ok() => Ok(()),
+            Err(errno) => Err(errno).with_context(|| format!("removing the directory {name:?}")),
+        }
     }
 }
 
@@ -133,7 +92,7 @@ mod tests {
         fs::create_dir(&kept).unwrap();
         fs::write(kept.join("file"), "").unwrap();
         let mut deep = dir.path().join("tree");
-        for _ in 0..50 {
+        for _ in 0..1500 {
             deep.push("d");
         }
         fs::create_dir_all(&deep).unwrap();

@@ -19,6 +19,7 @@ use super::image::{self, Image, Request};
 use super::layer::{self, Holder, Refused};
 use super::lock::{self, Lock};
 use super::{Access, Rung};
+use crate::checkpoint;
 use crate::errors::{Verbosity, hinted};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
@@ -113,6 +114,7 @@ fn copied(wanted: &Wanted<'_>, way: Copy) -> Result<Result<Throwaway, Refused>> 
     if let Err(errno) = way(&from, &to)? {
         return Ok(Err(Refused(errno.to_string())));
     }
+    checkpoint::reach("image-copied");
     let image = Image::attach(to, wanted.request)?;
     Ok(Ok(Throwaway { image, rung: None, holder: None, locks: Vec::new() }))
 }

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::discover::{Role, RootHashes};
 use super::gpt::Disk;
+use crate::checkpoint;
 use crate::errors::{hinted, warn};
 use crate::settings::value::{RootHash, RootHashSignature};
 use crate::sys::{device_mapper, process};
@@ -274,16 +275,18 @@ pub(super) fn attach(
         process::add_key(&key, signature).context("giving the kernel the root hash's signature")?;
     }
     let id = device_mapper::create(&control, &name).context("making a verified device")?;
-    let guard = Unmade { control: &control, name: &name };
+    let guard = Unmarked { control: &control, name: &name };
+    checkpoint::reach("device-made");
+    let parameters = header.parameters(data, tree, hash, signature.map(|_| name.as_str()));
+    device_mapper::load(&control, &name, "verity", header.data_bytes(), &parameters)
+        .map_err(explain_refused)?;
     let path = PathBuf::from(format!("/dev/dm-{}", rustix::fs::minor(id)));
     let open = || rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let device = open().with_context(|| format!("opening {}", path.display()))?;
     // From here on it goes with us.
     device_mapper::remove(&control, &name, true).context("marking a verified device")?;
     std::mem::forget(guard);
-    let parameters = header.parameters(data, tree, hash, signature.map(|_| name.as_str()));
-    device_mapper::load(&control, &name, "verity", header.data_bytes(), &parameters)
-        .map_err(explain_refused)?;
+    device_mapper::resume(&control, &name).context("starting a verified device")?;
     let mut file = File::from(device);
     let first = file.rewind().and_then(|()| file.read_exact(&mut [0; 512]));
     first.with_context(|| {
@@ -295,13 +298,13 @@ pub(super) fn attach(
     Ok(Device { path, _device: file.into() })
 }
 
-/// Removes a device again that cannot be marked to go by itself.
-struct Unmade<'a> {
+/// Removes a device again that was not marked to go by itself.
+struct Unmarked<'a> {
     control: &'a OwnedFd,
     name: &'a str,
 }
 
-impl Drop for Unmade<'_> {
+impl Drop for Unmarked<'_> {
     fn drop(&mut self) {
         if let Err(error) = device_mapper::remove(self.control, self.name, false) {
             warn(format_args!("removing the device {}: {error}", self.name));

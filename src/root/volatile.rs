@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::attach::on_top;
-use super::layer;
+use super::layer::Uppers;
 use crate::errors::hinted;
 use crate::inroot::{InRoot, Links};
 use crate::mounts::{self, Attrs};
@@ -21,7 +21,7 @@ use crate::settings::value::Volatile;
 pub(super) struct Changed {
     pub(super) root: InRoot,
     /// Where upper layers can be made, if the root is an overlay.
-    pub(super) holder: Option<OwnedFd>,
+    pub(super) holder: Option<Uppers>,
 }
 
 /// Makes it so.
@@ -71,7 +71,8 @@ fn covered(tree: &InRoot) -> Result<Changed> {
     let holder = memory()?;
     // An overlay takes only layers that are in our mount namespace. It is covered by the next mount.
     on_top(holder.as_fd())?;
-    let (upper, work) = layer::upper(holder.as_fd(), "root", tree.as_fd())?;
+    let holder = Uppers::in_dir(holder);
+    let (upper, work) = holder.upper("root", tree.as_fd())?;
     let cover = mounts::overlay(tree.as_fd(), upper.as_fd(), work.as_fd())?;
     Ok(Changed { root: on_top(cover.as_fd())?, holder: Some(holder) })
 }

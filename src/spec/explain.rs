@@ -148,15 +148,16 @@ fn ladder(rungs: &[Rung], elsewhere: &[PathBuf]) -> String {
 }
 
 fn users(users: &Users) -> String {
-    let Users::Private { ids, ownership } = users else { return "the host's".to_owned() };
+    let (ids, ownership) = match users {
+        Users::Host => return "the host's".to_owned(),
+        Users::Caller(map) => return format!("those of our user: {map}"),
+        Users::Private { ids, ownership } => (ids, ownership),
+    };
     let ids = match ids {
         WhichIds::OfTree => "the range of the tree's owner".to_owned(),
         WhichIds::Pick => "the range of the tree's owner if it is free, else another".to_owned(),
         WhichIds::Range(range) => format!("the range {range}"),
-        WhichIds::Map(map) => {
-            let maps: Vec<_> = map.uids().iter().map(ToString::to_string).collect();
-            format!("the maps {}", maps.join(" "))
-        }
+        WhichIds::Map(map) => format!("the maps {map}"),
     };
     format!("{ids}; owners: {ownership}")
 }

@@ -26,7 +26,7 @@ use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
 use crate::settings::value::{ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
 use crate::userns::map::IdMap;
-use crate::userns::range::IdRange;
+use crate::userns::range::{GuestGid, IdRange};
 
 pub use crate::settings::value::Ownership;
 
@@ -219,6 +219,22 @@ pub enum Users {
         /// How the tree's owners are brought into them (U-02).
         ownership: Ownership,
     },
+    /// Those that our user, who is not root, can map: we enter a user namespace with them, and all that we do we do as
+    /// its root.
+    Caller(IdMap),
+}
+
+impl Users {
+    /// Whether the container has this group. Of a range that is not known yet it is supposed.
+    pub(crate) fn have_group(&self, gid: GuestGid) -> bool {
+        match self {
+            Self::Caller(map) | Self::Private { ids: WhichIds::Map(map), .. } => {
+                map.host_gid(gid).is_some()
+            }
+            Self::Private { ids: WhichIds::Range(range), .. } => gid.0 < range.count(),
+            Self::Private { ids: WhichIds::OfTree | WhichIds::Pick, .. } | Self::Host => true,
+        }
+    }
 }
 
 /// Which ids of the host a container has.

@@ -14,7 +14,7 @@ use super::inner::Inner;
 use super::link::{self, Link};
 use super::outer::Outer;
 use super::protocol::{FromInner, Sequence, Step, ToInner};
-use super::{Child, Parent, inner, outer, told};
+use super::{Child, Parent, apart, fork, inner, outer, told};
 use crate::audience::Audience;
 use crate::console::forward::Forwarder;
 use crate::console::hotkey::Hotkey;
@@ -27,6 +27,7 @@ use crate::session::Session;
 use crate::settings::value::KillSignal;
 use crate::spec::{Network, Spec};
 use crate::sys::process::send_signal;
+use crate::userns::{self, map::IdMap};
 
 /// How long the rest of the payload's output may find no reader.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,8 +62,14 @@ pub(super) struct Boot<'a> {
     audience: &'a mut Audience,
     /// Where the tree comes from, for those who are told.
     root: &'static str,
+    /// Which ids of the host the container's users have, if others than those.
+    users: Option<IdMap>,
+    /// What makes the tree of a container with users of its own, and then its process 1.
+    maker: Option<Child>,
     /// The container's process 1.
     first: Option<Child>,
+    /// Whether its cgroup keeps it from devices that are not its own.
+    guarded: bool,
     /// Whom the inbox listens to: the payload, also if that is not process 1.
     speaker: libc::pid_t,
     inbox: Inbox,
@@ -88,7 +95,8 @@ impl<'a> Boot<'a> {
         audience: &'a mut Audience,
     ) -> Result<Self> {
         let ids = session.ids()?;
-        let root = session.root().mounted()?;
+        let owner = session.id_map().map(IdMap::root).transpose()?.map(|(uid, gid)| (uid.0, gid.0));
+        let root = session.root().mounted(owner)?;
         let (from_inner, link) = link::pair::<ToInner, FromInner>()?;
         let inbox = Inbox::new()?;
         let outer = Outer {
@@ -104,35 +112,58 @@ impl<'a> Boot<'a> {
             machine_id: &ids.machine,
             credentials: session.credentials(),
             link: &link,
+            apart: false,
         };
-        let first = fork_into(
-            session.cgroup(),
-            namespaces(spec),
-            Parent::Us,
-            || inner::run(inner, outer::run(&outer, link.as_fd())?),
-            |error| inner::tell(&link, &error),
-        )
-        .map_err(explain_no_process)?;
-        let boot = Self {
+        let cgroup = session.cgroup();
+        let users = session.id_map().cloned();
+        let tell = |error| inner::tell(&link, &error);
+        let (maker, first) = match &users {
+            None => {
+                let make = || inner::run(inner, outer::run(&outer, None, &[link.as_fd()])?);
+                (None, Some(fork_into(cgroup, namespaces(spec), Parent::Us, make, tell)))
+            }
+            // Who makes the tree has rights over the host that process 1 of such a container has not.
+            Some(map) => {
+                let make = || {
+                    let kept: Vec<_> = cgroup.into_iter().chain([link.as_fd()]).collect();
+                    let made = outer::run(&outer, Some(map), &kept)?;
+                    apart::run(inner, made, cgroup, namespaces(spec))
+                };
+                (Some(fork(libc::CLONE_NEWNS, Parent::Us, make, tell)), None)
+            }
+        };
+        let maker = maker.transpose().map_err(explain_no_process)?;
+        let first = first.transpose().map_err(explain_no_process)?;
+        let mut boot = Self {
             spec,
             audience,
             root: session.root().way(),
-            speaker: first.pid,
-            first: Some(first),
+            sequence: Sequence::new(users.is_some(), spec.wiring.pty, spec.has_stub),
+            users,
+            maker,
+            speaker: first.as_ref().map_or(0, |first| first.pid),
+            first,
+            guarded: false,
             inbox,
             from_inner: Some(from_inner),
-            sequence: Sequence::new(spec.wiring.pty, spec.has_stub),
             kmsg: None,
             refused: None,
             shutting_down: false,
             requests_left: 0,
             reboot: false,
         };
-        if let Some(link) = &boot.from_inner {
-            // A process that is gone has said why.
-            let _ = link.send(&ToInner::Cgroup { guarded: session.guard_devices(spec) }, None);
+        boot.guarded = session.guard_devices(spec);
+        if boot.first.is_some() {
+            boot.tell_of_cgroup();
         }
         Ok(boot)
+    }
+
+    fn tell_of_cgroup(&self) {
+        if let Some(link) = &self.from_inner {
+            // A process that is gone has said why.
+            let _ = link.send(&ToInner::Cgroup { guarded: self.guarded }, None);
+        }
     }
 
     /// The event loop, to the container's end.
@@ -142,9 +173,7 @@ impl<'a> Boot<'a> {
         mut console: Option<&mut Forwarder>,
     ) -> Result<End> {
         // Of those that ended before we listened, no signal tells.
-        if let Some(first) = &self.first {
-            reap_others(first.pid);
-        }
+        self.reap_others();
         loop {
             let events = self.wait(signals, console.as_deref())?;
             if let Some(signal) = self.spec.kill_signal.filter(|_| events.is_empty()) {
@@ -194,6 +223,16 @@ impl<'a> Boot<'a> {
     fn hear_inner(&mut self, console: Option<&mut Forwarder>) -> Result<()> {
         let Some(link) = &self.from_inner else { return Ok(()) };
         match link.recv()? {
+            Some((FromInner::First(pid), pidfd)) => {
+                self.sequence.take(Step::First)?;
+                let pidfd = pidfd.context("the container's first process was not handed over")?;
+                let map = self.users.as_ref().context("nobody asked for users")?;
+                userns::write(map, pid)?;
+                link.send(&ToInner::Mapped, None)?;
+                self.speaker = pid;
+                self.first = Some(Child { pid, pidfd });
+                self.tell_of_cgroup();
+            }
             Some((FromInner::Console, master)) => {
                 self.sequence.take(Step::Console)?;
                 let master = master.context("the container's console was not handed over")?;
@@ -232,7 +271,8 @@ impl<'a> Boot<'a> {
     /// The payload was released (DEF-06).
     fn tell_start(&mut self) {
         let Some(first) = &self.first else { return };
-        self.audience.started(first.pid, &self.spec.machine, self.root);
+        let users = self.users.as_ref();
+        self.audience.started(first.pid, &self.spec.machine, self.root, users);
         if !self.spec.notify_ready {
             self.audience.ready();
         }
@@ -270,8 +310,9 @@ impl<'a> Boot<'a> {
                 signal => self.terminate(signal)?,
             }
         }
+        self.reap_others();
+        self.reap_maker()?;
         let Some(first) = &self.first else { return Ok(None) };
-        reap_others(first.pid);
         let Some(status) = reap(first)? else { return Ok(None) };
         // It is dead, so all it had to say is there.
         while self.from_inner.is_some() {
@@ -287,6 +328,26 @@ impl<'a> Boot<'a> {
             bail!("{step}: the container's first process {}", how(&status));
         }
         Ok(Some(ending(&status)?))
+    }
+
+    fn reap_others(&self) {
+        let ours = [&self.maker, &self.first].into_iter().flatten().map(|child| child.pid);
+        reap_others(&ours.collect::<Vec<_>>());
+    }
+
+    /// What makes the tree ends when it has said which process is the first, or why there is none.
+    fn reap_maker(&mut self) -> Result<()> {
+        let Some(maker) = &self.maker else { return Ok(()) };
+        let Some(status) = reap(maker)? else { return Ok(()) };
+        self.maker = None;
+        // One that was killed may have left a process that waits, and holds the link.
+        while self.first.is_none() && self.from_inner.is_some() && status.exited() {
+            self.hear_inner(None)?;
+        }
+        match (&self.first, self.sequence.due()) {
+            (None, Some(step)) => bail!("{step}: the process that does it {}", how(&status)),
+            _ => Ok(()),
+        }
     }
 
     /// A request to end: whoever has a signal for that is asked by it first, and killed at the second request;
@@ -367,10 +428,10 @@ impl<'a> Boot<'a> {
 
 impl Drop for Boot<'_> {
     fn drop(&mut self) {
-        if let Some(first) = self.first.take() {
+        for child in [self.maker.take(), self.first.take()].into_iter().flatten() {
             // It is our child, so it can only be dead already, and then there is nothing to do.
-            let _ = send_signal(&first.pidfd, libc::SIGKILL);
-            let _ = wait_for(&first.pidfd);
+            let _ = send_signal(&child.pidfd, libc::SIGKILL);
+            let _ = wait_for(&child.pidfd);
         }
     }
 }

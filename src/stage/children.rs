@@ -30,14 +30,14 @@ pub(super) fn reap(child: &Child) -> Result<Option<WaitIdStatus>> {
     waitid(WaitId::PidFd(child.pidfd.as_fd()), options).context("asking how the container ended")
 }
 
-/// Reaps children that we have not made, which whoever executed us has left to us (G-09). If `ours` has ended
-/// it is left as it is, and others behind it until the next time.
-pub(super) fn reap_others(ours: libc::pid_t) {
+/// Reaps children that we have not made, which whoever executed us has left to us (G-09). One of `ours` that has
+/// ended is left as it is, and others behind it until the next time.
+pub(super) fn reap_others(ours: &[libc::pid_t]) {
     use nix::sys::wait::{Id, WaitPidFlag, waitid};
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     // An error is no child at all, or one that a real-time signal has ended, which nix cannot tell.
     while let Some(pid) = waitid(Id::All, look).ok().and_then(|status| status.pid()) {
-        let foreign = pid.as_raw() != ours;
+        let foreign = !ours.contains(&pid.as_raw());
         if !foreign || waitid(Id::Pid(pid), WaitPidFlag::WEXITED).is_err() {
             return;
         }

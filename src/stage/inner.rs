@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{
     DumpableBehavior, PidfdFlags, Signal, getpid, pidfd_open, set_dumpable_behavior,
@@ -18,6 +18,7 @@ use rustix::process::{
 };
 
 use super::link::Link;
+use super::outer::{self, Made};
 use super::protocol::{FromInner, ToInner};
 use super::user::{self, Identity};
 use super::{Parent, fork, payload, stub};
@@ -26,7 +27,7 @@ use crate::credentials::{self, Credential};
 use crate::errors::{Report, hinted};
 use crate::ids::Id;
 use crate::inroot::{InRoot, Links};
-use crate::mounts::{self, Opened, Stage};
+use crate::mounts::{self, Stage};
 use crate::security::{caps, limits, seccomp, selinux};
 use crate::settings::value::Limit;
 use crate::spec::{Calls, Network, Spec};
@@ -40,13 +41,19 @@ pub(super) struct Inner<'a> {
     pub(super) machine_id: &'a Id,
     pub(super) credentials: &'a [Credential],
     pub(super) link: &'a Link<FromInner, ToInner>,
+    /// Whether it was limited already, by the process that has made the tree apart from it.
+    pub(super) apart: bool,
 }
 
-pub(super) fn run(inner: Inner<'_>, mut custom: Opened) -> Result<()> {
+const PATH_DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+
+/// In the container's namespaces, but for that of cgroups, with the host still in sight.
+pub(super) fn run(inner: Inner<'_>, made: Made) -> Result<()> {
     let link = inner.link;
-    let kept: Vec<_> = [link.as_fd()].into_iter().chain(custom.fds()).collect();
+    let kept: Vec<_> = [link.as_fd()].into_iter().chain(made.fds()).collect();
     keep_only(inner.spec.handover.end(), &kept)
         .context("closing what the container must not see")?;
+    let Made { tree: root, mut custom, .. } = made;
     tie_to_supervisor(link)?;
     let spec = &*spec_with_its_cgroup(inner.spec, link)?;
     let inner = Inner { spec, ..inner };
@@ -57,10 +64,12 @@ pub(super) fn run(inner: Inner<'_>, mut custom: Opened) -> Result<()> {
         // (cgroup_namespaces(7)).
         unshare(CloneFlags::CLONE_NEWCGROUP).context("making a cgroup namespace")?;
     }
-    let root = InRoot::new(open_directory("/")?);
+    // In a user namespace the kernel makes a new procfs or sysfs only where one is in sight (Linux, fs/namespace.c,
+    // mount_too_revealing), so the root is switched behind that.
     mounts::apply(&mounts::table(&spec.api), Stage::Inner, &root)?;
-    custom.mount(Stage::Inner, &root)?;
+    custom.mount(Stage::Inner, &root, None)?;
     drop(custom);
+    outer::switch_root(&root)?;
     let console = open_console(spec, &root, link)?;
     if !spec.shares.uts {
         rustix::system::sethostname(spec.hostname.as_bytes()).context("setting the host name")?;
@@ -71,7 +80,12 @@ pub(super) fn run(inner: Inner<'_>, mut custom: Opened) -> Result<()> {
     // What the payload mounts spreads among its own namespaces, as on a machine that systemd booted.
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
     mount_change("/", shared).context("sharing the container's mounts inside")?;
-    shed_what_is_inherited(spec, &root)?;
+    if !inner.apart {
+        let proc = root.open(Path::new("/proc"), Links::Refused, PATH_DIR);
+        limit(spec, proc.context("opening the container's /proc")?)?;
+    }
+    limits::clear_securebits()?;
+    limits::join_own_keyring()?;
     if !spec.has_stub {
         return become_payload(inner, root, console, None);
     }
@@ -106,7 +120,7 @@ fn become_payload(
     console: Option<Pty>,
     stub_runs: Option<PipeReader>,
 ) -> Result<()> {
-    let Inner { spec, machine_id, credentials, link } = inner;
+    let Inner { spec, machine_id, credentials, link, .. } = inner;
     let number = console.as_ref().map(|console| console.number);
     pty::attach(console.map(|console| console.slave), &spec.wiring)?;
     let user = user::settle(spec, &root)?;
@@ -123,9 +137,7 @@ fn become_payload(
     drop(kmsg);
     match link.recv()? {
         Some((ToInner::Go, _)) => {}
-        Some((ToInner::Cgroup { .. }, _)) => {
-            bail!("the supervisor repeats itself: a bug in rspawn")
-        }
+        Some(_) => bail!("the supervisor repeats itself: a bug in rspawn"),
         None => bail!("the supervisor is gone"),
     }
     // Before that, /proc/1/exe is our binary (R11).
@@ -146,7 +158,7 @@ fn spec_with_its_cgroup<'a>(
     match link.recv()? {
         Some((ToInner::Cgroup { guarded: true }, _)) => Ok(Cow::Borrowed(spec)),
         Some((ToInner::Cgroup { guarded: false }, _)) => Ok(spec.without_own_cgroup()),
-        Some((ToInner::Go, _)) => bail!("the supervisor is ahead of us: a bug in rspawn"),
+        Some(_) => bail!("the supervisor is out of turn: a bug in rspawn"),
         None => bail!("the supervisor is gone"),
     }
 }
@@ -159,7 +171,7 @@ pub(super) fn tell(link: &Link<FromInner, ToInner>, error: &anyhow::Error) {
 
 /// Whatever kills the supervisor kills us. The kernel forgets it when credentials change (prctl(2),
 /// PR_SET_PDEATHSIG), so it is done again then. One that died before is noticed by its end of the link.
-fn tie_to_supervisor(link: &Link<FromInner, ToInner>) -> Result<()> {
+pub(super) fn tie_to_supervisor(link: &Link<FromInner, ToInner>) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
     let mut ends = [PollFd::new(link, PollFlags::empty())];
     poll(&mut ends, Some(&Timespec::default())).context("looking for the supervisor")?;
@@ -167,12 +179,6 @@ fn tie_to_supervisor(link: &Link<FromInner, ToInner>) -> Result<()> {
         bail!("the supervisor is gone");
     }
     Ok(())
-}
-
-fn open_directory(path: &str) -> Result<rustix::fd::OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .with_context(|| format!("opening the container's {path}"))
 }
 
 /// Opens the pty in the container's own devpts and sends its master up (DEV-04).
@@ -194,8 +200,9 @@ fn open_console(
     Ok(Some(console))
 }
 
-/// Limits, keyring and audit id of whoever called us are not the payload's (E-10, NS-03, R-01).
-fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
+/// Limits and audit id of whoever called us are not the payload's (E-10, NS-03, R-01). It takes rights over the host to
+/// raise some of them. `proc` is the root of a procfs.
+pub(super) fn limit(spec: &Spec, proc: impl AsFd) -> Result<()> {
     let mut defaults = limits::Limits::boot_defaults();
     for limit in &spec.limits.resources {
         let bound = |limit: Limit| (limit != Limit::INFINITY).then_some(limit.0);
@@ -208,12 +215,6 @@ fn shed_what_is_inherited(spec: &Spec, root: &InRoot) -> Result<()> {
     if let Some(personality) = spec.limits.personality {
         limits::set_personality(personality).context("--personality=")?;
     }
-    limits::clear_securebits()?;
-    limits::join_own_keyring()?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY;
-    let proc = root
-        .open(Path::new("/proc"), Links::Refused, flags)
-        .context("opening the container's /proc")?;
     if let Some(score) = spec.limits.oom_score {
         limits::set_oom_score(&proc, score).context("--oom-score-adjust=")?;
     }

@@ -23,6 +23,7 @@
 //!
 //! A process that fails sends `Failed` instead, and only the supervisor tells the user.
 
+mod apart;
 mod boot;
 mod children;
 mod exec;

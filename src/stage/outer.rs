@@ -9,18 +9,21 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
 
+use super::apart;
 use crate::credentials::{self, Credential};
+use crate::errors::Verbosity;
 use crate::ids::Ids;
 use crate::inroot::InRoot;
 use crate::integration;
 use crate::mounts::{self, Opened, Scratch, Stage};
 use crate::notify::Inbox;
-use crate::root::{Access, Mounted};
+use crate::root::{Access, Attached, Mounted, Owners};
 use crate::security::limits::{self, Personality};
 use crate::settings::value::Volatile;
-use crate::spec::Spec;
+use crate::spec::{Spec, Users};
 use crate::sys::process::keep_only;
 use crate::tree;
+use crate::userns::{self, map::IdMap};
 
 /// What the tree is made of, by inheritance.
 pub(super) struct Outer<'a> {
@@ -33,20 +36,50 @@ pub(super) struct Outer<'a> {
     pub(super) credentials: &'a [Credential],
 }
 
-/// Makes the tree and enters it. What was opened for it is closed again, but for `link` and what is returned, which
-/// the next part mounts.
-pub(super) fn run(outer: &Outer<'_>, link: BorrowedFd<'_>) -> Result<Opened> {
+/// What [`run`] has made.
+pub(super) struct Made {
+    /// The container's root, in the mount namespace of who made it.
+    pub(super) tree: InRoot,
+    /// What inner mounts.
+    pub(super) custom: Opened,
+    /// Where who has made it goes on, if that is not who becomes the payload.
+    pub(super) stand: Option<InRoot>,
+}
+
+impl Made {
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [self.tree.as_fd()].into_iter().chain(self.custom.fds())
+    }
+}
+
+/// Makes the tree. `users` are those of the container, if it has others than the host, and `kept` is all that is
+/// left open but what is returned.
+pub(super) fn run(
+    outer: &Outer<'_>,
+    users: Option<&IdMap>,
+    kept: &[BorrowedFd<'_>],
+) -> Result<Made> {
     let Outer { spec, ids, root, scratch, credentials, inbox } = outer;
-    let kept: Vec<_> =
-        [link, inbox.as_fd()].into_iter().chain(root.fds()).chain(scratch.fds()).collect();
+    let ours = [inbox.as_fd()].into_iter().chain(root.fds()).chain(scratch.fds());
+    let kept: Vec<_> = kept.iter().copied().chain(ours).collect();
     keep_only(spec.handover.end(), &kept).context("closing what this stage does not need")?;
     set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
     // Files of the tree get the modes that are asked for, whatever the caller's umask (G-09).
     rustix::process::umask(rustix::fs::Mode::empty());
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", slave).context("keeping our mounts from the host")?;
-    let mut custom = Opened::open(mounts::custom(&spec.mounts), scratch)?;
-    let tree = root.attach(spec.pivot.as_ref(), spec.volatile)?;
+    let rows = mounts::mapped(mounts::custom(&spec.mounts), users)?;
+    let mut custom = Opened::open(rows, scratch, users)?;
+    let stand = users.map(|_| apart::stand()).transpose()?;
+    if let Some(map) = users {
+        userns::make_files_as_root_of(map)?;
+    }
+    let owners = owners(spec, users);
+    let Attached { root: tree, settled } =
+        root.attach(spec.pivot.as_ref(), spec.volatile, owners)?;
+    if let Some(settled) = settled.filter(|_| spec.verbosity == Verbosity::Verbose) {
+        eprintln!("rspawn: owners of the tree: {settled}");
+    }
     if root.is_secondary() && spec.limits.personality.is_none() {
         limits::set_personality(Personality::Secondary).context("becoming a 32-bit machine")?;
     }
@@ -57,7 +90,7 @@ pub(super) fn run(outer: &Outer<'_>, link: BorrowedFd<'_>) -> Result<Opened> {
     }
     let rows = mounts::labelled(mounts::table(&spec.api), spec.labels.files.as_deref());
     mounts::apply(&rows, Stage::Outer, &tree)?;
-    tree::devices(&tree)?;
+    tree::devices(&tree, users)?;
     tree::host_files(&tree, ids, &spec.knobs.service)?;
     inbox.appear(&tree)?;
     if !credentials.is_empty() {
@@ -65,15 +98,24 @@ pub(super) fn run(outer: &Outer<'_>, link: BorrowedFd<'_>) -> Result<Opened> {
     }
     tree::covers(&tree)?;
     integration::apply(&spec.integration, ids, &tree)?;
-    custom.mount(Stage::Outer, &tree)?;
-    switch_root(&tree)?;
-    Ok(custom)
+    custom.mount(Stage::Outer, &tree, users)?;
+    Ok(Made { tree, custom, stand })
+}
+
+/// Whose the files of the tree are to be. What is not kept, or only read, is not changed for it.
+fn owners<'a>(spec: &Spec, users: Option<&'a IdMap>) -> Option<Owners<'a>> {
+    let (Users::Private { ownership, .. }, Some(map)) = (&spec.users, users) else { return None };
+    let access = match spec.volatile {
+        Volatile::No => spec.root.access(),
+        _ => Access::Read,
+    };
+    Some(Owners { map, ownership: *ownership, access })
 }
 
 /// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends
 /// up on top of the new one and is taken off there (pivot_root(2), NOTES), after all that was made on top of
 /// the old one on the way to the tree: what stayed there would be reached over `/..`.
-fn switch_root(tree: &InRoot) -> Result<()> {
+pub(super) fn switch_root(tree: &InRoot) -> Result<()> {
     fchdir(tree).context("entering the container's root")?;
     pivot_root(".", ".").context("switching the root")?;
     let ours = mount_id(tree.as_fd(), "")?;

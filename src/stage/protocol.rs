@@ -10,6 +10,9 @@ use crate::errors::Report;
 /// From inner to the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromInner {
+    /// With a pidfd: process 1 of the container is this child of the supervisor, by its id outside, and waits for
+    /// [`ToInner::Mapped`]. Of a container with users of its own (U-01).
+    First(libc::pid_t),
     /// With the master of the container's pty.
     Console,
     /// With a pidfd: the payload is not process 1 but this one.
@@ -26,6 +29,8 @@ pub(super) enum FromInner {
 /// From the supervisor to inner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ToInner {
+    /// Its ids are ids of the host.
+    Mapped,
     /// Whether the container has a cgroup of its own, with a device program on it. Loading that takes as long as a
     /// tenth of a start, and so is done beside outer.
     Cgroup { guarded: bool },
@@ -36,6 +41,8 @@ pub(super) enum ToInner {
 /// A step of a start, as the supervisor hears of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
+    /// [`FromInner::First`].
+    First,
     /// [`FromInner::Console`].
     Console,
     /// [`FromInner::Payload`].
@@ -49,6 +56,7 @@ pub(super) enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::First => "making the container's tree",
             Self::Console => "opening the container's console",
             Self::Payload => "making a process for the payload",
             Self::Ready => "setting up the container",
@@ -65,14 +73,18 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// The steps of a container with a pty or without one, and with a stub or without one.
-    pub(super) fn new(pty: bool, stub: bool) -> Self {
+    /// The steps of a container with users of its own or without, with a pty or without one, and with a stub or
+    /// without one.
+    pub(super) fn new(users: bool, pty: bool, stub: bool) -> Self {
         let mut left = vec![Step::Exec, Step::Ready];
         if stub {
             left.push(Step::Payload);
         }
         if pty {
             left.push(Step::Console);
+        }
+        if users {
+            left.push(Step::First);
         }
         Self { left }
     }
@@ -98,9 +110,9 @@ impl Sequence {
 mod tests {
     use super::*;
 
-    const ALL: [Step; 4] = [Step::Console, Step::Payload, Step::Ready, Step::Exec];
+    const ALL: [Step; 5] = [Step::First, Step::Console, Step::Payload, Step::Ready, Step::Exec];
 
-    /// Every order of the four steps.
+    /// Every order of the five steps.
     fn orders() -> Vec<Vec<Step>> {
         let mut orders = vec![Vec::new()];
         for _ in 0..ALL.len() {
@@ -127,7 +139,7 @@ mod tests {
         let accepted: Vec<_> = orders()
             .into_iter()
             .filter(|order| {
-                let mut sequence = Sequence::new(true, true);
+                let mut sequence = Sequence::new(true, true, true);
                 order.iter().all(|step| sequence.take(*step).is_ok())
             })
             .collect();
@@ -136,14 +148,14 @@ mod tests {
 
     #[test]
     fn without_a_pty_no_console_is_accepted() {
-        let mut sequence = Sequence::new(false, false);
+        let mut sequence = Sequence::new(false, false, false);
         assert_eq!(sequence.due(), Some(Step::Ready));
         assert!(sequence.take(Step::Console).is_err());
     }
 
     #[test]
     fn nothing_is_accepted_twice() {
-        let mut sequence = Sequence::new(false, false);
+        let mut sequence = Sequence::new(false, false, false);
         sequence.take(Step::Ready).unwrap();
         assert!(sequence.take(Step::Ready).is_err());
     }

@@ -15,7 +15,8 @@ use crate::credentials;
 use crate::errors::Verbosity;
 use crate::exit::Next;
 use crate::session::Session;
-use crate::spec::Spec;
+use crate::spec::{Spec, Users};
+use crate::userns;
 
 /// What ends us when it comes once or, with an init, twice (RUN-06, RUN-07).
 const TERMINATING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -27,6 +28,9 @@ const TERMINATING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHU
 pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
     // Whoever gives one may keep us waiting; a signal simply ends us then, since nothing is made yet.
     let credentials = credentials::load(&spec.credentials)?;
+    if let Users::Caller(map) = &spec.users {
+        userns::enter(map)?;
+    }
     let signals = block_signals()?;
     let mut session = Session::open(spec, credentials)?;
     let mut console = open_console(spec)?;

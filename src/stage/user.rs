@@ -48,9 +48,32 @@ impl Identity {
     pub(super) fn assume(&self) -> Result<()> {
         let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        setgroups(&groups).context("setting the groups")?;
-        setresgid(gid, gid, gid).with_context(|| format!("becoming group {gid}"))?;
-        setresuid(uid, uid, uid).with_context(|| format!("becoming user {uid}"))
+        match setgroups(&groups) {
+            // Where the kernel lets nobody leave a group, none can be joined either (user_namespaces(7)).
+            Err(nix::errno::Errno::EPERM) if keeps_groups() => {}
+            set => set.context("setting the groups")?,
+        }
+        setresgid(gid, gid, gid)
+            .map_err(unmapped)
+            .with_context(|| format!("becoming group {gid}"))?;
+        setresuid(uid, uid, uid).map_err(unmapped).with_context(|| format!("becoming user {uid}"))
+    }
+}
+
+/// Whether this user namespace lets nobody leave the groups that whoever made it is in.
+fn keeps_groups() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
+}
+
+/// The kernel only says that an id is invalid which the container has not.
+fn unmapped(errno: nix::errno::Errno) -> anyhow::Error {
+    let error = anyhow::Error::new(errno);
+    match errno {
+        nix::errno::Errno::EINVAL => error.context(hinted(
+            "the container has no such id",
+            "--private-users= says which it has; without root, /etc/subuid and /etc/subgid do",
+        )),
+        _ => error,
     }
 }
 

@@ -57,7 +57,7 @@ pub fn remove(control: impl AsFd, name: &str, deferred: bool) -> io::Result<()> 
     call(control, Command::Remove, name, flags, &[]).map(drop)
 }
 
-/// Gives a device its one target, which can only be read, and lets it serve.
+/// Gives a device its one target, which can only be read. Its node is there from then on (Linux 5.15).
 ///
 /// # Errors
 /// EINVAL and others when the target refuses its parameters; the kernel's log says why.
@@ -74,8 +74,15 @@ pub fn load(
     kind.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(target.as_bytes());
     spec.extend(parameters.as_bytes());
     spec.push(0);
-    call(&control, Command::Load, name, READ_ONLY, &spec)?;
-    call(&control, Command::Resume, name, READ_ONLY, &[]).map(drop)
+    call(control, Command::Load, name, READ_ONLY, &spec).map(drop)
+}
+
+/// Lets a device serve by the table that was loaded.
+///
+/// # Errors
+/// When its target cannot begin.
+pub fn resume(control: impl AsFd, name: &str) -> io::Result<()> {
+    call(control, Command::Resume, name, READ_ONLY, &[]).map(drop)
 }
 
 /// The names of all devices.

@@ -11,6 +11,8 @@ use rustix::io::Errno;
 
 use crate::inroot::{InRoot, Links};
 use crate::mounts;
+use crate::userns::map::IdMap;
+use crate::userns::range::{GuestGid, GuestUid};
 
 /// Device nodes, copied from the host with their modes and numbers (DEV-01, M-06). A container without one
 /// of the first six is broken; the others are there if the host can use them.
@@ -35,12 +37,13 @@ const DEV_LINKS: [(&str, &str, &str); 6] = [
     ("core", "/proc/kcore", "/proc/kcore"),
 ];
 
-/// Fills /dev, which must be the tmpfs of the mount table. The umask must be empty.
-pub fn devices(root: &InRoot) -> Result<()> {
+/// Fills /dev, which must be the tmpfs of the mount table. The umask must be empty. `users` are those of the container,
+/// if it has others than the host.
+pub fn devices(root: &InRoot, users: Option<&IdMap>) -> Result<()> {
     let dev = open_dev(root)?;
     make_dir(&dev, "char").context("making /dev/char")?;
     for (name, required) in DEVICES {
-        copy_device(&dev, name, required)
+        copy_device(&dev, name, required, users)
             .with_context(|| format!("copying the device node /dev/{name}"))?;
     }
     for (name, target, _) in DEV_LINKS.iter().filter(|(_, _, host)| Path::new(host).exists()) {
@@ -55,7 +58,7 @@ fn open_dev(root: &InRoot) -> Result<OwnedFd> {
         .context("opening the container's /dev")
 }
 
-fn copy_device(dev: &OwnedFd, name: &str, required: bool) -> Result<()> {
+fn copy_device(dev: &OwnedFd, name: &str, required: bool, users: Option<&IdMap>) -> Result<()> {
     let path = format!("/dev/{name}");
     let host = match openat(CWD, &path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
         Err(Errno::NOENT) if !required => return Ok(()),
@@ -71,8 +74,8 @@ fn copy_device(dev: &OwnedFd, name: &str, required: bool) -> Result<()> {
         make_dir(dev, parent).context("making its directory")?;
     }
     match rustix::fs::mknodat(dev, name, kind, Mode::from_raw_mode(stat.st_mode), stat.st_rdev) {
-        // mknod gives it our ids; the host's owner is taken over (a tty group, say).
-        Ok(()) => own(dev, name, &stat).context("owning it")?,
+        // mknod gives it the container's root; the host's owner is taken over (a tty group, say).
+        Ok(()) => own(dev, name, &stat, users).context("owning it")?,
         // In a user namespace, and where a container manager forbids it, the host's own has to do.
         Err(Errno::PERM) => bind(dev, name, &host).context("binding the host's")?,
         Err(errno) => return Err(errno.into()),
@@ -88,9 +91,22 @@ fn can_be_opened(path: &str) -> bool {
     openat(CWD, path, flags, Mode::empty()).is_ok()
 }
 
-fn own(dev: &OwnedFd, name: &str, stat: &rustix::fs::Stat) -> Result<(), Errno> {
-    let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    rustix::fs::chownat(dev, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)
+/// The container's user of the same number, where it has one.
+fn own(
+    dev: &OwnedFd,
+    name: &str,
+    stat: &rustix::fs::Stat,
+    users: Option<&IdMap>,
+) -> Result<(), Errno> {
+    let (uid, gid) = match users {
+        None => (Some(stat.st_uid), Some(stat.st_gid)),
+        Some(map) => (
+            map.host_uid(GuestUid(stat.st_uid)).map(|uid| uid.0),
+            map.host_gid(GuestGid(stat.st_gid)).map(|gid| gid.0),
+        ),
+    };
+    let owner = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+    rustix::fs::chownat(dev, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Mounts the host's node on an empty file.

@@ -1,7 +1,9 @@
 //! Which id of the host is which of the container? What the kernel is told (user_namespaces(7)), and what owners of
 //! files are translated by.
 
-use anyhow::{Result, bail, ensure};
+use std::fmt;
+
+use anyhow::{Context, Result, bail, ensure};
 
 use super::range::{GuestGid, GuestUid, HostGid, HostUid, IdRange};
 use crate::errors::hinted;
@@ -69,6 +71,15 @@ impl IdMap {
         outwards(&self.gids, gid.0).map(HostGid)
     }
 
+    /// Who of the host is the container's root.
+    ///
+    /// # Errors
+    /// When it is nobody.
+    pub fn root(&self) -> Result<(HostUid, HostGid)> {
+        let root = self.host_uid(GuestUid(0)).zip(self.host_gid(GuestGid(0)));
+        root.context("the container's root is not mapped")
+    }
+
     /// Which user of the container a user of the host is.
     pub fn guest_uid(&self, uid: HostUid) -> Option<GuestUid> {
         inwards(&self.uids, uid.0).map(GuestUid)
@@ -87,6 +98,21 @@ impl IdMap {
     /// What `/proc/PID/gid_map` is to say.
     pub fn gid_text(&self) -> String {
         text(&self.gids)
+    }
+}
+
+/// As `--private-users-map=` takes them.
+impl fmt::Display for IdMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |extents: &[Extent]| {
+            let extents: Vec<_> = extents.iter().map(ToString::to_string).collect();
+            extents.join(" ")
+        };
+        f.write_str(&shown(&self.uids))?;
+        match self.uids == self.gids {
+            true => Ok(()),
+            false => write!(f, ", groups {}", shown(&self.gids)),
+        }
     }
 }
 

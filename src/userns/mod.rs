@@ -1,13 +1,21 @@
 //! Which ids of the host are the container's? Only here are ids inside and outside converted into each other.
 //!
 //! [`range`] has the types, [`map`] is what the kernel and owners of files are told. A range that is not given is
-//! found by [`settle`], once per session: a container that reboots keeps its ids.
+//! found by [`settle`], once per session: a container that reboots keeps its ids. [`own`] lets the files of a tree belong
+//! to them.
 
+mod enter;
 pub mod map;
+pub mod own;
 mod pick;
 pub mod range;
+mod subordinate;
 
-use anyhow::{Result, ensure};
+pub(crate) use enter::enter;
+pub(crate) use subordinate::ids as of_caller;
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::errors::hinted;
 use crate::root::lock::Lock;
@@ -45,6 +53,44 @@ pub(crate) fn settle(wanted: &WhichIds, machine: &str, owner: (u32, u32)) -> Res
         }
     };
     Ok(Ids { map, _lock: lock })
+}
+
+/// Whether we are in a user namespace, and not in the first: that maps all ids to themselves (user_namespaces(7)).
+pub(crate) fn is_inside() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.is_empty() && !map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Gives a process, whose user namespace is new, its ids.
+///
+/// # Errors
+/// What the kernel says of the map (user_namespaces(7)).
+pub(crate) fn write(map: &IdMap, pid: i32) -> Result<()> {
+    for (file, text) in [("uid_map", map.uid_text()), ("gid_map", map.gid_text())] {
+        std::fs::write(format!("/proc/{pid}/{file}"), text)
+            .with_context(|| format!("mapping the container's ids: {file}"))?;
+    }
+    Ok(())
+}
+
+/// Lets what this process makes in file systems belong to the container's root (MNT-24). It keeps its rights: the
+/// kernel takes those over files away when such a change is made (capabilities(7)), and they are taken back.
+///
+/// # Errors
+/// When the container's root is nobody of the host, or the rights are refused.
+pub(crate) fn make_files_as_root_of(map: &IdMap) -> Result<()> {
+    let (uid, gid) = map.root()?;
+    setfsgid(Gid::from_raw(gid.0));
+    setfsuid(Uid::from_raw(uid.0));
+    // Both say who it was before, and nothing of a failure (setfsuid(2)); -1 is nobody, so nothing changes.
+    let is = (setfsuid(Uid::from_raw(u32::MAX)), setfsgid(Gid::from_raw(u32::MAX)));
+    ensure!(
+        is == (Uid::from_raw(uid.0), Gid::from_raw(gid.0)),
+        "making files as user {uid} and group {gid}: not permitted"
+    );
+    let mut rights = rustix::thread::capabilities(None).context("reading our rights")?;
+    rights.effective = rights.permitted;
+    rustix::thread::set_capabilities(None, rights).context("taking back the rights over files")
 }
 
 fn of_tree((uid, gid): (u32, u32)) -> Result<IdRange> {

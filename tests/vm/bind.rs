@@ -348,7 +348,7 @@ fn a_mapped_bind_needs_a_user_namespace(t: &Guest) -> Result<()> {
         t.container(&tree)
             .arg(format!("--bind=/etc:/mnt:{option}"))
             .sh("true")?
-            .refused(t, "need a user namespace")?;
+            .refused(t, "needs users of the container's own")?;
     }
     t.container(&tree).arg("--bind=/etc:/mnt:noidmap").sh("true")?.succeeds()?;
     Ok(())

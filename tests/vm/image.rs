@@ -18,6 +18,8 @@ use rustix::process::Signal;
 
 pub(crate) const LOOP: Need = Need::Module("loop");
 pub(crate) const EXT4: Need = Need::Tool("mkfs.ext4");
+/// For topics of their own about images, of which systemd-nspawn 252 runs none here.
+pub(crate) const OURS: Need = Need::Only(Subject::Rspawn);
 
 cases![
     partitions_are_mounted_by_their_types: [LOOP, EXT4],

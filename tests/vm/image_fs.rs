@@ -12,7 +12,7 @@ use harness::fixture::scratch::Mounted;
 use harness::guest::Guest;
 use loopdev::LoopControl;
 
-use crate::image::{EXT4, LOOP, container, disk, root};
+use crate::image::{EXT4, LOOP, OURS, container, disk, root};
 
 const MKFS_XFS: Need = Need::Tool("mkfs.xfs");
 const XFS: Need = Need::Module("xfs");
@@ -20,14 +20,14 @@ const MKFS_BTRFS: Need = Need::Tool("mkfs.btrfs");
 const BTRFS: Need = Need::Module("btrfs");
 
 cases![
-    xfs_is_mounted: [LOOP, MKFS_XFS, XFS],
-    an_ext4_and_its_copies_run_at_once: [LOOP, EXT4],
-    an_xfs_and_its_copies_run_at_once: [LOOP, MKFS_XFS, XFS],
-    a_btrfs_runs_beside_its_overlays: [LOOP, MKFS_BTRFS, BTRFS],
-    the_default_subvolume_is_the_root: [LOOP, MKFS_BTRFS, BTRFS],
-    compressed_roots_take_every_mode: [LOOP, Need::Tool("mksquashfs"), Need::Tool("mkfs.erofs"),
+    xfs_is_mounted: [OURS, LOOP, MKFS_XFS, XFS],
+    an_ext4_and_its_copies_run_at_once: [OURS, LOOP, EXT4],
+    an_xfs_and_its_copies_run_at_once: [OURS, LOOP, MKFS_XFS, XFS],
+    a_btrfs_runs_beside_its_overlays: [OURS, LOOP, MKFS_BTRFS, BTRFS],
+    the_default_subvolume_is_the_root: [OURS, LOOP, MKFS_BTRFS, BTRFS],
+    compressed_roots_take_every_mode: [OURS, LOOP, Need::Tool("mksquashfs"), Need::Tool("mkfs.erofs"),
         Need::Module("squashfs"), Need::Module("erofs")],
-    encrypted_partitions_are_refused_with_a_way_out: [LOOP, Need::Tool("cryptsetup")],
+    encrypted_partitions_are_refused_with_a_way_out: [OURS, LOOP, Need::Tool("cryptsetup")],
 ];
 
 fn with(t: &Guest, fs: Fs) -> Result<Image> {
@@ -38,12 +38,13 @@ fn with(t: &Guest, fs: Fs) -> Result<Image> {
 /// IMG-17: shared blocks and all.
 fn xfs_is_mounted(t: &Guest) -> Result<()> {
     let image = with(t, Fs::Xfs)?;
-    container(t, image.path()).sh("grep -c ' / xfs rw' /proc/self/mounts; touch /new")?.prints("1")?;
+    container(t, image.path())
+        .sh("grep -c ' / xfs rw' /proc/self/mounts; touch /new")?
+        .prints("1")?;
     container(t, image.path()).sh("test -e /new && echo done")?.prints("done")?;
-    let before = image.checksum()?;
     container(t, image.path()).arg("--read-only").sh("! touch /x && echo done")?.prints("done")?;
-    container(t, image.path()).args(["-x"]).sh("touch /x && echo done")?.prints("done")?;
-    ensure!(image.checksum()? == before, "the image was changed");
+    container(t, image.path()).arg("-x").sh("touch /x && echo done")?.prints("done")?;
+    container(t, image.path()).sh("! test -e /x && echo done")?.prints("done")?;
     Ok(())
 }
 
@@ -123,11 +124,12 @@ fn the_default_subvolume_is_the_root(t: &Guest) -> Result<()> {
     on_device(
         &image,
         |mounted| {
-            btrfs(&["subvolume", "snapshot", "."], &mounted.path().join("system"))
-                .or_else(|_| {
+            btrfs(&["subvolume", "snapshot", "."], &mounted.path().join("system")).or_else(
+                |_| {
                     let top = mounted.path().display().to_string();
                     btrfs(&["subvolume", "snapshot", &top], &mounted.path().join("system"))
-                })?;
+                },
+            )?;
             std::fs::write(mounted.path().join("system/who"), "system")?;
             btrfs(&["subvolume", "set-default"], &mounted.path().join("system"))
         },

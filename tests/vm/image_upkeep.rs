@@ -11,16 +11,16 @@ use harness::fixture::gpt::{flag, kind};
 use harness::fixture::image::{Fs, Image};
 use harness::guest::Guest;
 
-use crate::image::{EXT4, LOOP, container, disk, holding, root};
+use crate::image::{EXT4, LOOP, OURS, container, disk, holding, root};
 
 cases![
-    an_ext4_grows_with_its_partition: [LOOP, EXT4],
-    a_btrfs_grows_with_its_partition: [LOOP, Need::Tool("mkfs.btrfs"), Need::Module("btrfs")],
-    an_xfs_grows_with_its_partition: [LOOP, Need::Tool("mkfs.xfs"), Need::Module("xfs")],
-    a_file_system_with_errors_is_repaired: [LOOP, EXT4, Need::Tool("debugfs")],
-    what_needs_a_decision_is_refused: [LOOP, EXT4, Need::Tool("debugfs")],
-    a_missing_program_is_told: [LOOP, EXT4, Need::Tool("debugfs"), Need::Tool("unshare")],
-    a_boot_partition_is_repaired_too: [LOOP, EXT4, Need::Tool("mkfs.vfat"),
+    an_ext4_grows_with_its_partition: [OURS, LOOP, EXT4],
+    a_btrfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.btrfs"), Need::Module("btrfs")],
+    an_xfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.xfs"), Need::Module("xfs")],
+    a_file_system_with_errors_is_repaired: [OURS, LOOP, EXT4, Need::Tool("debugfs")],
+    what_needs_a_decision_is_refused: [OURS, LOOP, EXT4, Need::Tool("debugfs")],
+    a_missing_program_is_told: [OURS, LOOP, EXT4, Need::Tool("debugfs"), Need::Tool("unshare")],
+    a_boot_partition_is_repaired_too: [OURS, LOOP, EXT4, Need::Tool("mkfs.vfat"),
         Need::Tool("fsck.vfat"), Need::Module("vfat")],
 ];
 

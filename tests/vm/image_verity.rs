@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use harness::case::Need;
@@ -13,25 +14,28 @@ use harness::guest::Guest;
 use rustix::fs::XattrFlags;
 use rustix::process::Signal;
 
-use crate::image::{EXT4, LOOP, container, disk, root};
+use crate::image::{EXT4, LOOP, OURS, container, disk, root};
+use crate::image_cleanup::stopped;
 
 const TOOL: Need = Need::Tool("veritysetup");
 const VERITY: Need = Need::Module("dm-verity");
 
 cases![
-    a_verified_root_is_only_read: [LOOP, EXT4, TOOL, VERITY],
-    the_root_hash_stands_next_to_the_image: [LOOP, EXT4, TOOL, VERITY],
-    the_root_hash_is_an_attribute_of_the_image: [LOOP, EXT4, TOOL, VERITY, Need::Fs("ext4")],
-    the_hash_tree_is_in_a_file_of_its_own: [LOOP, EXT4, TOOL, VERITY],
-    what_was_changed_is_not_run: [LOOP, EXT4, TOOL, VERITY],
-    what_was_changed_is_not_read: [LOOP, EXT4, TOOL, VERITY],
-    a_hash_tree_without_a_root_hash_is_told_and_left: [LOOP, EXT4, TOOL, VERITY],
-    a_root_hash_needs_a_hash_tree: [LOOP, EXT4],
-    a_policy_can_demand_it: [LOOP, EXT4, TOOL, VERITY],
-    a_signature_that_nobody_trusts_is_refused: [LOOP, EXT4, TOOL, VERITY],
-    a_throw_away_run_covers_what_is_verified: [LOOP, EXT4, TOOL, VERITY],
-    a_killed_run_leaves_no_device: [LOOP, EXT4, TOOL, VERITY],
-    a_missing_device_mapper_is_explained: [LOOP, EXT4, TOOL, VERITY],
+    a_verified_root_is_only_read: [OURS, LOOP, EXT4, TOOL, VERITY],
+    the_root_hash_stands_next_to_the_image: [OURS, LOOP, EXT4, TOOL, VERITY],
+    the_root_hash_is_an_attribute_of_the_image: [OURS, LOOP, EXT4, TOOL, VERITY, Need::Fs("ext4")],
+    the_hash_tree_is_in_a_file_of_its_own: [OURS, LOOP, EXT4, TOOL, VERITY],
+    what_was_changed_is_not_run: [OURS, LOOP, EXT4, TOOL, VERITY],
+    what_was_changed_is_not_read: [OURS, LOOP, EXT4, TOOL, VERITY],
+    a_hash_tree_without_a_root_hash_is_told_and_left: [OURS, LOOP, EXT4, TOOL, VERITY],
+    a_root_hash_needs_a_hash_tree: [OURS, LOOP, EXT4],
+    a_policy_can_demand_it: [OURS, LOOP, EXT4, TOOL, VERITY],
+    a_signature_that_nobody_trusts_is_refused: [OURS, LOOP, EXT4, TOOL, VERITY],
+    a_throw_away_run_covers_what_is_verified: [OURS, LOOP, EXT4, TOOL, VERITY],
+    a_killed_run_leaves_no_device: [OURS, LOOP, EXT4, TOOL, VERITY],
+    a_device_that_was_not_marked_yet_is_collected: [OURS, LOOP, EXT4, TOOL, VERITY,
+        Need::Tool("dmsetup")],
+    a_missing_device_mapper_is_explained: [OURS, LOOP, EXT4, TOOL, VERITY],
     a_directory_has_no_root_hash,
 ];
 
@@ -50,9 +54,12 @@ fn verified(t: &Guest) -> Result<(Image, Removed, String)> {
 fn in_one(t: &Guest) -> Result<(Image, String)> {
     let (content, hashes, hash) = verified(t)?;
     let size = |path: &Path| Ok::<_, anyhow::Error>(fs::metadata(path)?.len());
-    let builder = disk(t)
-        .holding(kind::ROOT_VERITY, 0, &hashes.0, size(&hashes.0)?)
-        .holding(kind::ROOT, 0, content.path(), size(content.path())?);
+    let builder = disk(t).holding(kind::ROOT_VERITY, 0, &hashes.0, size(&hashes.0)?).holding(
+        kind::ROOT,
+        0,
+        content.path(),
+        size(content.path())?,
+    );
     Ok((builder.build()?, hash))
 }
 
@@ -217,9 +224,9 @@ fn a_throw_away_run_covers_what_is_verified(t: &Guest) -> Result<()> {
     let (image, hash) = in_one(t)?;
     let before = image.checksum()?;
     let with = |mode: &str| container(t, image.path()).arg(format!("--root-hash={hash}")).arg(mode);
-    with("-x").sh("cat /mark; echo new > /mark && touch /new && echo :done")?.prints(&format!(
-        "{MARK}:done"
-    ))?;
+    with("-x")
+        .sh("cat /mark; echo new > /mark && touch /new && echo :done")?
+        .prints(&format!("{MARK}:done"))?;
     with("--volatile=overlay").sh("echo new > /mark && echo done")?.prints("done")?;
     with("--ephemeral=copy").sh("true")?.fails_with("--ephemeral=overlay")?;
     ensure!(image.checksum()? == before, "the image was changed");
@@ -232,13 +239,43 @@ fn a_killed_run_leaves_no_device(t: &Guest) -> Result<()> {
     let with = || container(t, image.path()).arg(format!("--root-hash={hash}"));
     let mut running = with().start("echo up; cat > /dev/null")?;
     running.next_line()?;
-    let mapped = || Ok::<_, anyhow::Error>(fs::read_dir("/sys/block")?.flatten().filter(|entry| {
-        entry.file_name().to_string_lossy().starts_with("dm-")
-    }).count());
+    let mapped = || {
+        Ok::<_, anyhow::Error>(
+            fs::read_dir("/sys/block")?
+                .flatten()
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with("dm-"))
+                .count(),
+        )
+    };
     ensure!(mapped()? == 1, "there is no mapped device");
     running.signal(Signal::KILL)?;
     running.end()?;
     with().sh("echo done")?.prints("done")?;
+    Ok(())
+}
+
+/// R8: killed before the kernel was told that the device goes with its user. Those of others stay.
+fn a_device_that_was_not_marked_yet_is_collected(t: &Guest) -> Result<()> {
+    let (image, hash) = in_one(t)?;
+    let dmsetup = |words: &[&str]| -> Result<String> {
+        let done = Command::new("dmsetup").args(words).output().context("running dmsetup")?;
+        ensure!(done.status.success(), "dmsetup: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    };
+    let mut running = container(t, image.path())
+        .arg(format!("--root-hash={hash}"))
+        .caller_env("RSPAWN_STOP_AT", "device-made")
+        .start("true")?;
+    stopped(running.pid())?;
+    running.signal(Signal::KILL)?;
+    running.end()?;
+    dmsetup(&["create", "another", "--notable"])?;
+    let before = dmsetup(&["ls"])?;
+    container(t, image.path()).arg("--cleanup").run(&[])?.succeeds()?;
+    let after = dmsetup(&["ls"])?;
+    dmsetup(&["remove", "another"])?;
+    ensure!(before.contains("rspawn."), "there was nothing to collect: {before}");
+    ensure!(!after.contains("rspawn.") && after.contains("another"), "there is: {after}");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod bind;
 mod boot;
 mod caps;
 mod cleanup;
+mod combined;
 mod console;
 mod credentials;
 mod devices;
@@ -21,9 +22,16 @@ mod exit;
 mod explain;
 mod host;
 mod hostile;
+mod idmap;
 mod image;
 mod image_boot;
+mod image_cleanup;
 mod image_ephemeral;
+mod image_fs;
+mod image_host;
+mod image_mutated;
+mod image_upkeep;
+mod image_verity;
 mod integration;
 mod journal;
 mod leaks;
@@ -32,11 +40,14 @@ mod locks;
 mod loopfs;
 mod mounts;
 mod notify;
+mod ostree;
 mod outside;
 mod overlay;
+mod own;
 mod pivot;
 mod process;
 mod refused;
+mod rootless;
 mod runhost;
 mod security;
 mod settings;
@@ -44,6 +55,7 @@ mod stacked;
 mod status;
 mod tmpfs;
 mod user;
+mod userns;
 mod volatile;
 
 const SUITE: Suite = Suite {
@@ -59,13 +71,23 @@ const SUITE: Suite = Suite {
         caps::CASES,
         bind::CASES,
         overlay::CASES,
+        own::CASES,
         tmpfs::CASES,
         ephemeral::CASES,
+        idmap::CASES,
         image::CASES,
         image_boot::CASES,
         image_ephemeral::CASES,
+        image_cleanup::CASES,
+        image_fs::CASES,
+        image_host::CASES,
+        image_mutated::CASES,
+        image_upkeep::CASES,
+        image_verity::CASES,
         volatile::CASES,
         pivot::CASES,
+        ostree::CASES,
+        combined::CASES,
         leaks::CASES,
         limits::CASES,
         locks::CASES,
@@ -79,8 +101,10 @@ const SUITE: Suite = Suite {
         integration::CASES,
         outside::CASES,
         journal::CASES,
+        rootless::CASES,
         runhost::CASES,
         user::CASES,
+        userns::CASES,
         cleanup::CASES,
         security::CASES,
         settings::CASES,

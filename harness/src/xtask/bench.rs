@@ -90,11 +90,20 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         Some(tree) => tree,
         None => fresh_tree(workspace, mirror, scratch.path())?,
     };
-    let place = Place { tree, floor, rspawn, scratch: scratch.path().to_owned() };
+    let image = scratch.path().join("tree.raw");
+    if let Err(error) = make_image(&tree, &image) {
+        say(&format!("bench: no image will be measured: {error:#}"));
+    }
+    let given = scratch.path().join("given");
+    if let Err(error) = copy(&tree, &given) {
+        say(&format!("bench: no change of owners will be measured: {error:#}"));
+    }
+    let place = Place { tree, floor, image, given, rspawn, scratch: scratch.path().to_owned() };
 
     let rounds = usize::try_from(options.rounds).context("reading the number of rounds")?;
-    let mut rows: Vec<Row> =
-        Lane::CONTAINERS.iter().chain(&Lane::PARTS).map(|lane| look_at(*lane, &place)).collect();
+    let lanes =
+        Lane::CONTAINERS.iter().chain(&Lane::IMAGES).chain(&Lane::OWNERS).chain(&Lane::PARTS);
+    let mut rows: Vec<Row> = lanes.map(|lane| look_at(*lane, &place)).collect();
     for round in 0..WARM_UP + rounds {
         for turn in stats::turns(rows.len(), round) {
             take_turn(&mut rows[turn], &place, round >= WARM_UP)?;
@@ -137,6 +146,22 @@ fn fresh_tree(workspace: &Workspace, mirror: Option<&str>, scratch: &Path) -> Re
     let dir = scratch.join("tree");
     userland::unpack(&tar, &dir)?;
     Ok(dir)
+}
+
+/// A file system of 1 GiB with what is in the tree; made without mounting it.
+fn make_image(tree: &Path, image: &Path) -> Result<()> {
+    let file = std::fs::File::create(image).context("making an image")?;
+    file.set_len(1 << 30).context("making an image")?;
+    let mut mkfs = tool::command("mkfs.ext4");
+    mkfs.args(["-q", "-F", "-E", "root_owner=0:0", "-d"]).arg(tree).arg(image);
+    tool::output(&mut mkfs).map(drop).context("making an image of the tree")
+}
+
+/// All of a tree once more.
+fn copy(tree: &Path, to: &Path) -> Result<()> {
+    let mut copy = tool::command("cp");
+    copy.args(["-a", "--reflink=auto", "-T"]).arg(tree).arg(to);
+    tool::output(&mut copy).map(drop).context("copying the tree")
 }
 
 /// Tries a lane once and, if it makes a container, looks around in it.
@@ -214,16 +239,18 @@ fn report(rows: &[Row], rounds: usize) -> String {
         text.push('\n');
     }
     text.push('\n');
-    let rspawn = times(rows, Lane::Rspawn);
     for row in rows.iter().filter(|row| row.lane.foreign().is_some()) {
+        let ours = row.lane.counterpart();
         if let Some(ratio) = Some(&row.times_ms)
-            .filter(|times| times.len() == rspawn.len())
-            .and_then(|times| stats::ratio(rspawn, times))
+            .filter(|theirs| theirs.len() == times(rows, ours).len())
+            .and_then(|theirs| stats::ratio(times(rows, ours), theirs))
         {
             let inverse = 1.0 / ratio.median;
             text.push_str(&format!(
-                "rspawn takes {:.2}× the time of {} ({inverse:.2}× the other way)\n",
-                ratio.median, row.name
+                "{} takes {:.2}× the time of {} ({inverse:.2}× the other way)\n",
+                ours.name(),
+                ratio.median,
+                row.name
             ));
         }
     }

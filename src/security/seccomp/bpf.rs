@@ -62,6 +62,35 @@ pub fn decode(program: &[u8]) -> Vec<Instruction> {
     program.chunks_exact(8).map(instruction).collect()
 }
 
+/// Lets a call through (`SECCOMP_RET_ALLOW`, linux/seccomp.h).
+const ALLOW: u32 = 0x7fff_0000;
+/// Instructions of classic BPF (linux/bpf_common.h).
+const JUMP: u16 = 0x05;
+const RETURN: u16 = 0x06;
+
+/// One program that asks each of `programs` in turn until one does not let the call through. The kernel would ask all
+/// of them, the latest first, and translate each by itself.
+#[must_use]
+pub fn joined(programs: &[&[u8]]) -> Vec<u8> {
+    let mut code: Vec<Instruction> = Vec::new();
+    // From the last to the first, so that it is known how far it is to the next one.
+    for program in programs.iter().rev() {
+        let mut asked = decode(program);
+        let length = asked.len();
+        if !code.is_empty() {
+            for (at, i) in asked.iter_mut().enumerate() {
+                if *i == (Instruction { op: RETURN, jt: 0, jf: 0, k: ALLOW }) {
+                    let rest = u32::try_from(length - at - 1).expect("programs are short");
+                    *i = Instruction { op: JUMP, jt: 0, jf: 0, k: rest };
+                }
+            }
+        }
+        asked.append(&mut code);
+        code = asked;
+    }
+    code.iter().flat_map(Instruction::bytes).collect()
+}
+
 /// The answer of one program: `SECCOMP_RET_*` with its data.
 #[must_use]
 pub fn run(code: &[Instruction], call: &Call) -> u32 {

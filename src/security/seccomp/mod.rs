@@ -78,10 +78,12 @@ pub struct Extras {
 /// Programs ready to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// In the order of loading. The allow list is last: a user may deny seccomp(2) itself.
+    /// In the order in which they are asked; the first that does not let a call through answers.
     programs: Vec<Cow<'static, [u8]>>,
 }
 
+/// The next two in one.
+const DEFAULT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/default.bpf"));
 const ALLOW_LIST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/allow_list.bpf"));
 const NO_AUDIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/no_audit.bpf"));
 const NO_SYNC: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/no_sync.bpf"));
@@ -94,20 +96,25 @@ impl Program {
     ///
     /// Only when libseccomp fails (SEC-04).
     pub fn new(caps: CapSet, lists: &CallLists, extras: Extras) -> Result<Self> {
-        let mut programs = vec![Cow::Borrowed(NO_AUDIT)];
-        if extras.suppress_sync {
-            programs.push(Cow::Borrowed(NO_SYNC));
+        let deciding = caps.bits() & table::DECIDING;
+        let usual = deciding == table::DECIDING_BY_DEFAULT && lists.is_empty();
+        if usual && extras == Extras::default() {
+            return Ok(Self { programs: vec![Cow::Borrowed(DEFAULT)] });
         }
+        let allow_list = if usual {
+            Cow::Borrowed(ALLOW_LIST)
+        } else {
+            let built = build_allow_list(deciding, lists);
+            Cow::Owned(built.context("building the system call filter")?)
+        };
+        let mut programs = vec![allow_list];
         if extras.shares_terminal {
             programs.push(Cow::Borrowed(NO_TERMINAL_INPUT));
         }
-        let deciding = caps.bits() & table::DECIDING;
-        if deciding == table::DECIDING_BY_DEFAULT && lists.is_empty() {
-            programs.push(Cow::Borrowed(ALLOW_LIST));
-        } else {
-            let built = build_allow_list(deciding, lists);
-            programs.push(Cow::Owned(built.context("building the system call filter")?));
+        if extras.suppress_sync {
+            programs.push(Cow::Borrowed(NO_SYNC));
         }
+        programs.push(Cow::Borrowed(NO_AUDIT));
         Ok(Self { programs })
     }
 
@@ -121,24 +128,26 @@ impl Program {
             .expect("the build script has built programs for this machine");
         let built = exported(filter::families(arches, families));
         let built = built.context("building the filter of address families")?;
-        // The allow list stays the last one.
-        self.programs.insert(0, Cow::Owned(built));
+        self.programs.push(Cow::Owned(built));
         Ok(self)
     }
 }
 
-/// Loads the programs into this thread for good. Call it while CAP_SYS_ADMIN is still effective or after
+/// Loads the programs, as one, into this thread for good. Call it while CAP_SYS_ADMIN is still effective or after
 /// `no_new_privs`, and after everything that needs a call which they refuse: keyctl(2), for one.
 ///
 /// # Errors
 ///
-/// When the kernel refuses one of them, or has no filters at all (see [`is_available`]).
+/// When the kernel refuses them, or has no filters at all (see [`is_available`]).
 pub fn load(program: &Program) -> Result<()> {
-    program
-        .programs
-        .iter()
-        .try_for_each(|p| sys::seccomp::load(p))
-        .context("loading the system call filter")
+    let loaded = match &program.programs[..] {
+        [only] => sys::seccomp::load(only),
+        several => {
+            let several: Vec<&[u8]> = several.iter().map(AsRef::as_ref).collect();
+            sys::seccomp::load(&bpf::joined(&several))
+        }
+    };
+    loaded.context("loading the system call filter")
 }
 
 /// Whether this kernel can filter. systemd-nspawn goes on without a filter where it cannot; the caller decides.

@@ -25,18 +25,12 @@ enum Answer {
 fn ask(program: &Program, arch: u32, nr: u32, args: &[u64]) -> Answer {
     let mut call = Call { arch, nr, ..Call::default() };
     call.args[..args.len()].copy_from_slice(args);
-    match run_all(program.programs.iter().map(|p| p.as_ref()), &call) {
+    let programs: Vec<&[u8]> = program.programs.iter().map(AsRef::as_ref).collect();
+    match run(&decode(&bpf::joined(&programs)), &call) {
         0x7fff_0000 => Answer::Allowed,
         answer if answer & 0xffff_0000 == 0x0005_0000 => Answer::Errno(answer & 0xffff),
         answer => panic!("answer {answer:#x} to {call:?}"),
     }
-}
-
-/// The answer of several programs: the strictest, and the latest among equally strict ones (seccomp(2)).
-fn run_all<'a>(programs: impl DoubleEndedIterator<Item = &'a [u8]>, call: &Call) -> u32 {
-    let action = |answer: u32| (answer & 0xffff_0000).cast_signed();
-    let newest_first = programs.rev().map(|program| run(&decode(program), call));
-    newest_first.reduce(|best, next| if action(next) < action(best) { next } else { best }).unwrap()
 }
 
 fn default_program() -> Program {
@@ -397,4 +391,34 @@ fn the_short_program_decides_as_the_long_one(#[case] caps: CapSet) {
 fn a_program_that_looks_at_arguments_is_left_as_it_is() {
     let bytes = exported(filter::no_audit(filter::arches("x86_64").unwrap())).unwrap();
     assert_eq!(compact::compact(bytes.clone()), bytes);
+}
+
+/// The answer of programs that are loaded one after the other: the strictest, and the latest among equally strict
+/// ones (seccomp(2)).
+fn run_all(latest_first: &[&[u8]], call: &Call) -> u32 {
+    let action = |answer: u32| (answer & 0xffff_0000).cast_signed();
+    let answers = latest_first.iter().map(|program| run(&decode(program), call));
+    answers.reduce(|best, next| if action(next) < action(best) { next } else { best }).unwrap()
+}
+
+/// What is loaded as one program decides as the kernel would with all of them.
+#[test]
+fn programs_that_are_joined_decide_as_if_they_were_loaded_one_by_one() {
+    let extras = Extras { suppress_sync: true, shares_terminal: true };
+    let program = with_extras(extras).restricted_to(&Families::Only([1, 2].into())).unwrap();
+    let single: Vec<&[u8]> = program.programs.iter().map(AsRef::as_ref).collect();
+    assert_eq!(single.len(), 5);
+    let joined = decode(&bpf::joined(&single));
+    let arguments: Vec<[u64; 6]> =
+        [[0; 6], [16, 3, 9, 0, 0, 0], [3, 0x5412, 0, 0, 0, 0], [0, 0x101_000, 0x101_000, 0, 0, 0]]
+            .into();
+    for arch in [X86_64, I386, 0xc000_00b7] {
+        for nr in (0..600).flat_map(|nr| [nr, nr | X32_BIT]) {
+            for args in &arguments {
+                let call = Call { arch, nr, args: *args };
+                assert_eq!(run(&joined, &call), run_all(&single, &call), "{call:?}");
+            }
+        }
+    }
+    assert!(bpf::joined(&[ALLOW_LIST, NO_AUDIT]) == DEFAULT);
 }

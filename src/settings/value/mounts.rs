@@ -79,6 +79,17 @@ pub enum IdMapMode {
     OwnerIdMap,
 }
 
+impl fmt::Display for IdMapMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "noidmap",
+            Self::IdMap => "idmap",
+            Self::RootIdMap => "rootidmap",
+            Self::OwnerIdMap => "owneridmap",
+        })
+    }
+}
+
 /// The third part of a bind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BindOptions {
@@ -116,12 +127,10 @@ impl fmt::Display for BindOptions {
             Recursion::Recursive => "rbind",
             Recursion::Single => "norbind",
         })?;
-        f.write_str(match self.id_map {
-            IdMapMode::None => "",
-            IdMapMode::IdMap => ",idmap",
-            IdMapMode::RootIdMap => ",rootidmap",
-            IdMapMode::OwnerIdMap => ",owneridmap",
-        })
+        match self.id_map {
+            IdMapMode::None => Ok(()),
+            other => write!(f, ",{other}"),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod knobs;
 mod mounts;
 mod process;
 mod root;
+mod rootless;
 mod security;
 mod users;
 
@@ -24,9 +25,7 @@ use crate::errors::{Verbosity, hinted};
 use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
-use crate::settings::value::{
-    Console, ExitMode, PrivateUsers, Register, StartMode, User, Volatile,
-};
+use crate::settings::value::{Console, ExitMode, Register, StartMode, User, Volatile};
 
 /// Decides.
 ///
@@ -35,9 +34,15 @@ use crate::settings::value::{
 /// Nothing was touched then.
 pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     conflicts::refuse(settings, host)?;
+    if !host.is_root {
+        rootless::refuse(settings)?;
+    }
     refuse_what_is_missing(settings)?;
     let start = start(settings)?;
     let source = root::source(settings, host)?;
+    if !host.is_root && matches!(source, root::Source::Image(_)) {
+        bail!(hinted("a disk image needs root", rootless::NO_IMAGES));
+    }
     let machine = root::machine(settings, &source)?.to_string();
     let volatile = settings.volatile.or(Volatile::No);
     // What is kept of the tree in such a mode is only read (I-08).
@@ -73,8 +78,8 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         volatile,
         user: settings.user.value().cloned().unwrap_or_else(User::root),
         chdir: settings.chdir.value().cloned(),
-        api: mounts::api(host, network, &start, &knobs)?,
-        mounts: mounts::custom(settings, host)?,
+        api: mounts::api(host, network, &users, &start, &knobs)?,
+        mounts: mounts::custom(settings, host, &users)?,
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
         network,
@@ -117,13 +122,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
-        no(
-            s.private_users.value().is_some_and(|users| *users != PrivateUsers::No),
-            "--private-users=",
-        ),
-        no(s.private_users_if_possible.is_yes(), "-U"),
-        no(s.ownership.is_said(), "--private-users-ownership="),
-        no(s.id_maps.is_said(), "--private-users-map="),
         no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
         no(s.macvlans.is_said(), "--network-macvlan="),
@@ -197,6 +195,7 @@ pub(super) mod tests {
             os_release: || Some("ID=fixture\n".to_owned()),
             selinux: || false,
             user_namespaces: || true,
+            own_ids: || panic!("root has all ids"),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),

@@ -7,18 +7,25 @@ use anyhow::{Context, Result, bail, ensure};
 use super::knobs::{boolean, text};
 use crate::errors::hinted;
 use crate::host::Host;
-use crate::mounts::{Api, Custom, CustomKind, From, Writable};
+use crate::mounts::{Api, Custom, CustomKind, From, Sys, TTYS, Writable};
 use crate::settings::Settings;
 use crate::settings::value::{
     Bind, CustomMount, IdMapMode, Inaccessible, MountSource, Overlay, Recursion, Tmpfs, parse_bool,
 };
-use crate::spec::{Knobs, Network, Start};
+use crate::spec::{Knobs, Network, Start, Users};
+use crate::userns::range::GuestGid;
 
 /// Places that hold what the container itself needs; systemd-nspawn 252 fails half-way on them.
 const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/run/host"];
 
 /// What the API file systems are like (F-05).
-pub(super) fn api(host: &Host, network: Network, start: &Start, knobs: &Knobs) -> Result<Api> {
+pub(super) fn api(
+    host: &Host,
+    network: Network,
+    users: &Users,
+    start: &Start,
+    knobs: &Knobs,
+) -> Result<Api> {
     const WRITABLE: &str = "SYSTEMD_NSPAWN_API_VFS_WRITABLE";
     let writable = match text(host, WRITABLE)? {
         None => Writable::No,
@@ -36,11 +43,19 @@ pub(super) fn api(host: &Host, network: Network, start: &Start, knobs: &Knobs) -
     let own_network = network == Network::Private;
     // Without a namespace of its own it would see the whole of the host's.
     let delegated = matches!(start, Start::Init { .. }) && knobs.cgroup_namespace;
-    Ok(Api { writable, own_network, tmp, selinux: (host.selinux)(), delegated })
+    let sys = match users {
+        Users::Private { .. } if !own_network => Sys::Before,
+        Users::Caller(_) if !own_network => Sys::OfHost,
+        _ => Sys::Inside,
+    };
+    let has_ttys = users.have_group(GuestGid(TTYS));
+    let selinux = (host.selinux)();
+    Ok(Api { writable, own_network, tmp, selinux, sys, has_ttys, delegated })
 }
 
-pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
-    let mut sources = Sources { host, scratch: 0 };
+pub(super) fn custom(settings: &Settings, host: &Host, users: &Users) -> Result<Vec<Custom>> {
+    let own_users = matches!(users, Users::Private { .. });
+    let mut sources = Sources { host, own_users, scratch: 0 };
     let wanted = settings.mounts.values().map(|mount| match mount {
         CustomMount::Bind(it) => {
             let option = if it.read_only { "--bind-ro=" } else { "--bind=" };
@@ -59,16 +74,24 @@ pub(super) fn custom(settings: &Settings, host: &Host) -> Result<Vec<Custom>> {
 }
 
 fn bind(bind: &Bind, sources: &mut Sources<'_>) -> Result<Custom> {
+    let owners = bind.options.id_map;
     ensure!(
-        bind.options.id_map == IdMapMode::None,
+        owners == IdMapMode::None || sources.own_users,
         hinted(
-            "mapped owners need a user namespace",
-            "user namespaces are not implemented in this version",
+            format!("{owners} needs users of the container's own"),
+            "-U or --private-users= gives it some; without them owners are shown as they are",
         )
     );
     let from = sources.decide(&bind.source, "source")?;
+    ensure!(
+        owners == IdMapMode::None || matches!(from, From::Host(_)),
+        hinted(
+            format!("{owners} is for what is the host's"),
+            "what is in the tree, or new, belongs to the container's users already",
+        )
+    );
     let recursive = bind.options.recursion == Recursion::Recursive;
-    let kind = CustomKind::Bind { from, recursive, read_only: bind.read_only };
+    let kind = CustomKind::Bind { from, recursive, read_only: bind.read_only, owners };
     Ok(Custom { on: place(&bind.destination, "-D names the root")?, kind })
 }
 
@@ -115,6 +138,8 @@ fn place(on: &Path, instead: &str) -> Result<PathBuf> {
 /// Decides where files come from, and counts the new directories.
 struct Sources<'a> {
     host: &'a Host,
+    /// Whether the container's users are others than the host's.
+    own_users: bool,
     scratch: usize,
 }
 
@@ -201,7 +226,7 @@ mod tests {
     #[case("--tmpfs=/", "nothing can be mounted over the root")]
     #[case("--overlay=/low::/dev", "nothing can be mounted over /dev")]
     #[case("--inaccessible=/run/host", "nothing can be mounted over /run/host")]
-    #[case("--bind=/a:/b:idmap", "need a user namespace")]
+    #[case("--bind=/a:/b:idmap", "needs users of the container's own")]
     fn what_cannot_be_mounted_is_refused(#[case] option: &str, #[case] said: &str) {
         let report = Report::of(&spec(&["-D/x", option]).unwrap_err());
         let name = option.split('=').next().unwrap();

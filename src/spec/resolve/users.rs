@@ -1,6 +1,6 @@
 //! Whose users are the container's? (U-01, U-04, U-05.)
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::errors::hinted;
 use crate::host::Host;
@@ -13,6 +13,9 @@ use crate::userns::range::IdRange;
 
 /// `access` is what the container may do with the tree as a whole: with `--volatile=` it only reads it.
 pub(super) fn users(settings: &Settings, host: &Host, access: Access) -> Result<Users> {
+    if !host.is_root {
+        return Ok(Users::Caller((host.own_ids)()));
+    }
     let Some(ids) = ids(settings, host)? else { return Ok(Users::Host) };
     let usual = match ids {
         WhichIds::Pick => Ownership::Auto,
@@ -72,13 +75,9 @@ fn of_maps(settings: &Settings) -> Result<WhichIds> {
     let extents: Vec<_> = settings.id_maps.values().copied().collect();
     let map = IdMap::new(extents.clone(), extents)
         .map_err(|error| error.context("--private-users-map="))?;
-    ensure!(
-        map.host_uid(crate::userns::range::GuestUid(0)).is_some(),
-        hinted(
-            "--private-users-map=: the container's root is not mapped",
-            "add a map that starts at 0, as 0:100000:1",
-        )
-    );
+    map.root().with_context(|| {
+        hinted("--private-users-map=", "add a map that starts at 0, as 0:100000:1")
+    })?;
     Ok(WhichIds::Map(map))
 }
 
@@ -87,6 +86,7 @@ fn of_maps(settings: &Settings) -> Result<WhichIds> {
 pub(super) fn may_bind_low_ports(users: &Users) -> bool {
     match users {
         Users::Host => true,
+        Users::Caller(_) => false,
         Users::Private { ids, .. } => *ids == WhichIds::Range(IdRange::IDENTITY),
     }
 }
