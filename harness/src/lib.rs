@@ -2,8 +2,10 @@
 //!
 //! The guest runs the cases, the host plans and judges. In the order of a run: [`suite`] builds what guests execute,
 //! [`matrix`] plans cases over cells, [`accel`] chooses who executes guests, [`kernels`] and [`userland`] make what
-//! they boot and mount (kept in [`artifact`]'s store, from packages that [`apt`] finds), [`runner`] boots one guest
-//! after the other for each of [`schedule`]'s jobs with the pieces in [`vm`], and [`report`] tells what came of it.
+//! they boot and mount (kept in [`artifact`]'s store, from packages that [`apt`] finds), [`runner`] gives each of
+//! [`schedule`]'s jobs to one guest after the other, and [`report`] tells what came of it. A guest is a [`machine`] with a
+//! [`scratch`] disk, restored from a [`template`] with the pieces in [`vm`]; what a failed case leaves of it is [`kept`],
+//! and opened at the [`terminal`].
 //! Inside, [`guest`] is PID 1, agent and surroundings of a [`case`]; [`fixture`] builds what a case works on. [`xtask`]
 //! has the commands; [`coverage`] tells which behaviours no test names.
 //!
@@ -11,6 +13,7 @@
 //! * Nothing passes without positive proof: [`vm::watch`].
 //! * What is planned is reported by name, exactly once: [`report::summary::exit_code`].
 //! * A need is data, and a skip is decided before anything boots: [`matrix::plan`].
+//! * Guests of one template share no random number and no clock: [`report::event::Begin`].
 //! * A killed run leaves no process, no mount and no half entry in the store: [`vm::process`], [`artifact`].
 //! * This package builds with cargo and a C linker alone.
 //!

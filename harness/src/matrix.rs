@@ -61,6 +61,13 @@ pub struct Lane {
     /// Whether a case that names no file system runs on all of them, not on the default one only.
     #[serde(default)]
     pub every_fs: bool,
+    /// Launchers.
+    #[serde(default = "only_rspawn")]
+    pub subjects: Vec<Subject>,
+}
+
+fn only_rspawn() -> Vec<Subject> {
+    vec![Subject::Rspawn]
 }
 
 /// The lanes by name.

@@ -38,7 +38,9 @@ pub fn build(workspace: &Workspace) -> Result<Suite> {
     }
     let target_dir = workspace.vm_dir().join("build");
     let project = workspace.project();
-    let what = ["--quiet", "--bin", project.program, "--test", project.suite];
+    // Guests spend no time in this package, whose optimising everybody would wait for.
+    let quickly = "--config=profile.release.package.harness.opt-level=1";
+    let what = ["--quiet", quickly, "--bin", project.program, "--test", project.suite];
     let mut cargo = static_build::cargo(workspace, &target_dir, &what)?;
     cargo
         .env("CARGO_PROFILE_RELEASE_LTO", "false")

@@ -1,5 +1,6 @@
 //! What is left when the launcher is killed: nothing that lives, and nothing that the next start does not remove.
 
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -8,8 +9,9 @@ use harness::cases;
 use harness::fixture::container::Running;
 use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::Builder;
-use harness::guest::Guest;
 use harness::guest::observe::entries;
+use harness::guest::{Guest, Subject};
+use harness::report::event::Restart;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
@@ -18,6 +20,7 @@ cases![
     kill_9_while_setting_up_leaves_no_process: [] within 60,
     the_next_start_removes_a_killed_ones_copy,
     the_next_start_removes_a_killed_ones_snapshot: [Need::Fs("btrfs")],
+    the_next_start_after_a_power_cut_removes_a_copy: [Need::Restart, Need::Only(Subject::Rspawn)],
     a_running_ones_copy_is_not_removed,
     cleanup_removes_what_a_killed_run_left_and_starts_nothing,
     cleanup_says_what_it_needs,
@@ -107,7 +110,26 @@ fn swept(t: &Guest, builder: Builder) -> Result<()> {
     Ok(())
 }
 
-/// The reverse of the two above: a copy in use is not stale.
+/// R8, where nobody is left to hold a lock, and nothing of /run is there either.
+fn the_next_start_after_a_power_cut_removes_a_copy(t: &Guest) -> Result<()> {
+    if t.boot() == 0 {
+        let tree = t.tree().build()?;
+        let mut running = t.container(&tree).arg("-x").start(STAY)?;
+        running.next_line()?;
+        let scratch = File::open(t.scratch()).context("opening the scratch directory")?;
+        rustix::fs::syncfs(&scratch).context("writing the scratch disk")?;
+        // Their guards would clean up, which a power cut does not.
+        std::mem::forget((tree, running));
+        return Err(Restart::PowerCut.into());
+    }
+    ensure!(copies(t.scratch())? == 1, "the power cut left no copy to remove");
+    let tree = t.scratch().join("tree");
+    t.container_at(&tree).arg("-x").sh("true")?.succeeds()?;
+    ensure!(copies(t.scratch())? == 0, "the copy is still beside the tree");
+    std::fs::remove_dir_all(&tree).context("removing the tree")
+}
+
+/// The reverse of those above: a copy in use is not stale.
 fn a_running_ones_copy_is_not_removed(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let mut running = t

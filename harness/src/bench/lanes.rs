@@ -2,6 +2,7 @@
 //! as its root, its own mounts, processes, host name, IPC and cgroup view, the host's network, and no cgroup manager,
 //! terminal or log where the program can do without.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -20,6 +21,8 @@ pub struct Place {
     pub floor: PathBuf,
     /// A disk image of 1 GiB with the same tree.
     pub image: PathBuf,
+    /// The same tree once more, whose owners are changed at each start.
+    pub given: PathBuf,
     /// What all this is about.
     pub rspawn: PathBuf,
     /// For what programs need beside the tree; it is empty, and nobody else's.
@@ -45,6 +48,10 @@ pub enum Lane {
     RspawnImage,
     /// systemd-nspawn(1), on an image; it needs udev for that.
     NspawnImage,
+    /// The launcher of this workspace, which gives all files of the tree to other users first.
+    RspawnOwners,
+    /// systemd-nspawn(1), which does the same.
+    NspawnOwners,
     /// The payload without a container: what starting and waiting costs by itself.
     Bare,
     /// rspawn up to its `Spec`, which it then prints: program start, command line and settings.
@@ -58,6 +65,9 @@ impl Lane {
 
     /// Those that make one on a disk image.
     pub const IMAGES: [Self; 2] = [Self::RspawnImage, Self::NspawnImage];
+
+    /// Those that change the owners of a tree.
+    pub const OWNERS: [Self; 2] = [Self::RspawnOwners, Self::NspawnOwners];
 
     /// Those that tell where the time goes.
     pub const PARTS: [Self; 2] = [Self::Bare, Self::Spec];
@@ -74,6 +84,8 @@ impl Lane {
             Self::Nspawn => "systemd-nspawn",
             Self::RspawnImage => "rspawn -i",
             Self::NspawnImage => "nspawn -i",
+            Self::RspawnOwners => "rspawn, chown",
+            Self::NspawnOwners => "nspawn, chown",
             Self::Bare => "payload alone",
             Self::Spec => "rspawn --explain",
         }
@@ -86,15 +98,20 @@ impl Lane {
             Self::Bubblewrap => Some("bwrap"),
             Self::Crun => Some("crun"),
             Self::Runc => Some("runc"),
-            Self::Nspawn | Self::NspawnImage => Some("systemd-nspawn"),
-            Self::Floor | Self::Rspawn | Self::RspawnImage | Self::Bare | Self::Spec => None,
+            Self::Nspawn | Self::NspawnImage | Self::NspawnOwners => Some("systemd-nspawn"),
+            Self::Floor | Self::Bare | Self::Spec => None,
+            Self::Rspawn | Self::RspawnImage | Self::RspawnOwners => None,
         }
     }
 
     /// The lane of ours that does the same.
     #[must_use]
     pub fn counterpart(self) -> Self {
-        if self == Self::NspawnImage { Self::RspawnImage } else { Self::Rspawn }
+        match self {
+            Self::NspawnImage => Self::RspawnImage,
+            Self::NspawnOwners => Self::RspawnOwners,
+            _ => Self::Rspawn,
+        }
     }
 
     /// The command that runs `payload`, an absolute path and its arguments.
@@ -104,16 +121,24 @@ impl Lane {
     pub fn command(self, place: &Place, payload: &[&str]) -> Result<Command> {
         let mut command = match self {
             Self::Floor => Command::new(&place.floor),
-            Self::Rspawn | Self::RspawnImage | Self::Spec => Command::new(&place.rspawn),
-            Self::Bare => Command::new(payload[0]),
-            Self::Bubblewrap | Self::Crun | Self::Runc | Self::Nspawn | Self::NspawnImage => {
-                tool::command(self.foreign().unwrap_or_else(|| self.name()))
+            Self::Rspawn | Self::RspawnImage | Self::RspawnOwners | Self::Spec => {
+                Command::new(&place.rspawn)
             }
+            Self::Bare => Command::new(payload[0]),
+            Self::Bubblewrap
+            | Self::Crun
+            | Self::Runc
+            | Self::Nspawn
+            | Self::NspawnImage
+            | Self::NspawnOwners => tool::command(self.foreign().unwrap_or_else(|| self.name())),
         };
         match self {
             Self::Floor => command.arg(&place.tree).args(payload),
             Self::Rspawn => command.args(["-q", "-D"]).arg(&place.tree).args(payload),
             Self::RspawnImage => command.args(["-q", "-i"]).arg(&place.image).args(payload),
+            Self::RspawnOwners => {
+                command.args(["-q", "-D"]).arg(&place.given).args(owners(place)).args(payload)
+            }
             Self::Spec => command.args(["--explain", "-q", "-D"]).arg(&place.tree).args(payload),
             Self::Bare => command.args(&payload[1..]),
             // The tree first: bubblewrap mounts in the order of its options.
@@ -132,11 +157,15 @@ impl Lane {
                 command.args(["run", "--bundle"]).arg(bundle).arg(id)
             }
             // The last three leave the tree's own files alone; rspawn does not touch them either.
-            Self::Nspawn | Self::NspawnImage => {
+            Self::Nspawn | Self::NspawnImage | Self::NspawnOwners => {
                 let root = match self {
                     Self::NspawnImage => ("-i", &place.image),
+                    Self::NspawnOwners => ("-D", &place.given),
                     _ => ("-D", &place.tree),
                 };
+                if self == Self::NspawnOwners {
+                    command.args(owners(place));
+                }
                 command
                     .args(["-q", "--register=no", "--keep-unit"])
                     .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no", root.0])
@@ -146,6 +175,15 @@ impl Lane {
         };
         Ok(command)
     }
+}
+
+/// Another range than the tree is in: who finds it in the right one has nothing to do.
+fn owners(place: &Place) -> [String; 2] {
+    const RANGES: [u32; 2] = [0x0100_0000, 0x0200_0000];
+    // Without a tree any will do; who starts the container says what is wrong.
+    let owner = std::fs::metadata(&place.given).map_or(0, |top| top.uid());
+    let range = if owner == RANGES[0] { RANGES[1] } else { RANGES[0] };
+    [format!("--private-users={range}:65536"), "--private-users-ownership=chown".to_owned()]
 }
 
 #[cfg(test)]
@@ -159,10 +197,11 @@ mod tests {
             tree: PathBuf::from("/the/tree"),
             floor: PathBuf::from("/floor"),
             image: PathBuf::from("/the/tree.raw"),
+            given: PathBuf::from("/the/tree.given"),
             rspawn: PathBuf::from("/rspawn"),
             scratch: scratch.path().to_owned(),
         };
-        for lane in Lane::CONTAINERS.into_iter().chain(Lane::IMAGES) {
+        for lane in Lane::CONTAINERS.into_iter().chain(Lane::IMAGES).chain(Lane::OWNERS) {
             let command = lane.command(&place, &["/bin/payload", "x"]).unwrap();
             let mut said = tool::display(&command);
             let config = scratch.path().join(format!("{}-2/config.json", lane.name()));

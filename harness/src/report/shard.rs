@@ -57,15 +57,25 @@ fn planned(plan: &Plan) -> impl Iterator<Item = String> + '_ {
 }
 
 impl Shard {
-    /// Reads the report of a run: a file, or a directory that has one.
+    /// Reads the report of a run.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn read(path: &Path) -> Result<Self> {
-        let file: PathBuf = if path.is_dir() { path.join(REPORT) } else { path.to_owned() };
+    pub fn read(file: &Path) -> Result<Self> {
         let what = || format!("reading {}", file.display());
-        let text = std::fs::read(&file).with_context(what)?;
+        let text = std::fs::read(file).with_context(what)?;
         serde_json::from_slice(&text).with_context(what)
+    }
+
+    /// Reads a report, or all that are in a directory at any depth.
+    ///
+    /// # Errors
+    /// When one cannot be read, or there is none.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>> {
+        let mut files = Vec::new();
+        find(path, &mut files)?;
+        ensure!(!files.is_empty(), "there is no {REPORT} in {}", path.display());
+        files.iter().map(|file| Self::read(file)).collect()
     }
 
     /// Writes it to a file.
@@ -101,21 +111,43 @@ impl Shard {
     }
 }
 
-/// The shares as one run.
+/// The shares as one run. Runs of other kernels have wholes of their own, each of which must be complete.
 ///
 /// # Errors
-/// When they are not of one run, one is missing or there twice, a case run is nobody's or two shares', or a share did not
-/// report all it had planned.
+/// When a share is missing or there twice, a case run is nobody's or two shares', or a share did not report all that it
+/// had planned.
 pub fn merge(shards: &[Shard]) -> Result<Shard> {
-    let (first, others) = shards.split_first().context("there is no report to merge")?;
-    for other in others {
-        ensure!(
-            other.whole == first.whole && other.rounds == first.rounds,
-            "the shares {} and {} are not of one run: they were cut from different plans",
-            told(first),
-            told(other)
-        );
+    let mut wholes: BTreeMap<(&[String], usize), Vec<&Shard>> = BTreeMap::new();
+    for shard in shards {
+        wholes.entry((&shard.whole, shard.rounds)).or_default().push(shard);
     }
+    let mut parts = Vec::new();
+    for shares in wholes.values() {
+        parts.push(merge_whole(shares)?);
+    }
+    let first = parts.pop().context("there is no report to merge")?;
+    let merged = parts.into_iter().try_fold(first, together)?;
+    let mut names = merged.whole.clone();
+    names.sort();
+    let twice: Vec<String> =
+        names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0].clone()).collect();
+    ensure!(twice.is_empty(), "more runs than one have {}", some_of(&twice));
+    Ok(merged)
+}
+
+/// Kernels of a lane that a run has not been on.
+#[must_use]
+pub fn missing_kernels(whole: &Shard, lane: &[String]) -> Vec<String> {
+    let runs_on = |kernel: &&String| {
+        whole.plan.jobs.iter().any(|job| job.cell.kernel == **kernel)
+            || whole.plan.skips.iter().any(|skip| skip.kernel == **kernel)
+    };
+    lane.iter().filter(|kernel| !runs_on(kernel)).cloned().collect()
+}
+
+/// The shares of one whole.
+fn merge_whole(shards: &[&Shard]) -> Result<Shard> {
+    let (first, others) = shards.split_first().context("there is no report to merge")?;
     let mut shares: BTreeMap<String, usize> = BTreeMap::new();
     for shard in shards {
         *shares.entry(told(shard)).or_default() += 1;
@@ -149,20 +181,42 @@ pub fn merge(shards: &[Shard]) -> Result<Shard> {
     };
     let twice: Vec<String> = counts.into_iter().filter_map(wrong).collect();
     ensure!(twice.is_empty(), "more shares than one have {}", some_of(&twice));
-    let mut merged = Shard { partition: None, results: Vec::new(), ..first.clone() };
-    merged.results.extend(shards.iter().flat_map(|shard| shard.results.clone()));
-    for other in others {
-        merged.plan.jobs.extend(other.plan.jobs.clone());
-        merged.plan.skips.extend(other.plan.skips.clone());
-        merged.plan.unassigned.extend(other.plan.unassigned.clone());
-        merged.infrastructure.extend(other.infrastructure.clone());
-        merged.wrong_lists.extend(other.wrong_lists.clone());
-        merged.retries += other.retries;
-    }
-    // Each share knows the lists: what is wrong with them is wrong once.
-    merged.wrong_lists.sort();
-    merged.wrong_lists.dedup();
+    let merged = Shard { partition: None, ..(*first).clone() };
+    let mut merged =
+        others.iter().try_fold(merged, |merged, other| together(merged, (*other).clone()))?;
+    merged.whole.clone_from(&first.whole);
     Ok(merged)
+}
+
+fn together(mut one: Shard, other: Shard) -> Result<Shard> {
+    ensure!(one.rounds == other.rounds, "the runs were not repeated equally often");
+    one.whole.extend(other.whole);
+    one.plan.jobs.extend(other.plan.jobs);
+    one.plan.skips.extend(other.plan.skips);
+    one.plan.unassigned.extend(other.plan.unassigned);
+    one.results.extend(other.results);
+    one.infrastructure.extend(other.infrastructure);
+    one.retries += other.retries;
+    one.wrong_lists.extend(other.wrong_lists);
+    // Each share knows the lists: what is wrong with them is wrong once.
+    one.wrong_lists.sort();
+    one.wrong_lists.dedup();
+    Ok(one)
+}
+
+fn find(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    if !path.is_dir() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    let what = || format!("reading {}", path.display());
+    for entry in std::fs::read_dir(path).with_context(what)? {
+        let entry = entry.with_context(what)?.path();
+        if entry.is_dir() || entry.file_name().is_some_and(|name| name == REPORT) {
+            find(&entry, files)?;
+        }
+    }
+    Ok(())
 }
 
 fn told(shard: &Shard) -> String {
@@ -270,7 +324,33 @@ mod tests {
         );
         assert!(refusal(&[]).contains("no report"));
         let foreign = shard("slice:2/2", &["a", "b"], &["b"]);
-        assert!(refusal(&[one, foreign]).contains("not of one run"));
+        assert!(refusal(&[one, foreign]).contains("is missing"));
+    }
+
+    #[test]
+    fn runs_of_other_kernels_are_wholes_of_their_own_and_a_missing_kernel_is_named() {
+        let on = |kernel: &str| {
+            let mut shard = shard("slice:1/1", ALL, ALL);
+            shard.plan.jobs[0].cell.kernel = kernel.to_owned();
+            shard.whole = names(&shard.plan);
+            shard.results.iter_mut().for_each(|located| located.cell.kernel = kernel.to_owned());
+            shard
+        };
+        let merged = merge(&[on("k"), on("l")]).unwrap();
+        assert_eq!(merged.plan.size(), 6);
+        let lane = ["k", "l", "m"].map(str::to_owned);
+        assert_eq!(missing_kernels(&merged, &lane), ["m"]);
+    }
+
+    #[test]
+    fn reports_are_found_wherever_they_were_unpacked() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("job/target/vm/run-1");
+        std::fs::create_dir_all(deep.join("00-k-ext4")).unwrap();
+        std::fs::write(deep.join("00-k-ext4/kept.json"), "{}").unwrap();
+        assert!(Shard::read_all(dir.path()).is_err());
+        shard("slice:1/1", ALL, ALL).write(&deep.join(REPORT)).unwrap();
+        assert_eq!(Shard::read_all(dir.path()).unwrap().len(), 1);
     }
 
     #[test]

@@ -94,10 +94,15 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     if let Err(error) = make_image(&tree, &image) {
         say(&format!("bench: no image will be measured: {error:#}"));
     }
-    let place = Place { tree, floor, image, rspawn, scratch: scratch.path().to_owned() };
+    let given = scratch.path().join("given");
+    if let Err(error) = copy(&tree, &given) {
+        say(&format!("bench: no change of owners will be measured: {error:#}"));
+    }
+    let place = Place { tree, floor, image, given, rspawn, scratch: scratch.path().to_owned() };
 
     let rounds = usize::try_from(options.rounds).context("reading the number of rounds")?;
-    let lanes = Lane::CONTAINERS.iter().chain(&Lane::IMAGES).chain(&Lane::PARTS);
+    let lanes =
+        Lane::CONTAINERS.iter().chain(&Lane::IMAGES).chain(&Lane::OWNERS).chain(&Lane::PARTS);
     let mut rows: Vec<Row> = lanes.map(|lane| look_at(*lane, &place)).collect();
     for round in 0..WARM_UP + rounds {
         for turn in stats::turns(rows.len(), round) {
@@ -150,6 +155,13 @@ fn make_image(tree: &Path, image: &Path) -> Result<()> {
     let mut mkfs = tool::command("mkfs.ext4");
     mkfs.args(["-q", "-F", "-E", "root_owner=0:0", "-d"]).arg(tree).arg(image);
     tool::output(&mut mkfs).map(drop).context("making an image of the tree")
+}
+
+/// All of a tree once more.
+fn copy(tree: &Path, to: &Path) -> Result<()> {
+    let mut copy = tool::command("cp");
+    copy.args(["-a", "--reflink=auto", "-T"]).arg(tree).arg(to);
+    tool::output(&mut copy).map(drop).context("copying the tree")
 }
 
 /// Tries a lane once and, if it makes a container, looks around in it.

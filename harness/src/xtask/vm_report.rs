@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::report::difference::Differences;
 use crate::report::human::{Format, Human};
@@ -13,14 +13,17 @@ use crate::rundir;
 use crate::workspace::Workspace;
 
 use super::closing::Ended;
-use super::say;
+use super::{say, vm_test};
 
 /// What to do with reports.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
     /// Tell the shares of one run as one; fails when one is missing, is there twice or overlaps another
     Merge {
-        /// Reports, or directories of runs
+        /// Lane whose kernels must all be there
+        #[arg(long)]
+        lane: Option<String>,
+        /// Reports, or directories that hold some at any depth
         #[arg(required = true, value_name = "FILE|DIR")]
         reports: Vec<PathBuf>,
         /// Write the results to this file in JUnit's form
@@ -47,10 +50,19 @@ pub enum Action {
 /// When a report cannot be read.
 pub fn run(workspace: &Workspace, action: &Action) -> Result<ExitCode> {
     match action {
-        Action::Merge { reports, junit } => {
-            let shards =
-                reports.iter().map(|path| Shard::read(path)).collect::<Result<Vec<_>>>()?;
-            match shard::merge(&shards) {
+        Action::Merge { reports, lane, junit } => {
+            let mut shards = Vec::new();
+            for path in reports {
+                shards.extend(Shard::read_all(path)?);
+            }
+            let kernels = lane.as_deref().map(|name| vm_test::lane(workspace, name)).transpose()?;
+            let kernels = kernels.map(|lane| lane.kernels).unwrap_or_default();
+            let merged = shard::merge(&shards).and_then(|whole| {
+                let missing = shard::missing_kernels(&whole, &kernels);
+                ensure!(missing.is_empty(), "no run is on {}", missing.join(", "));
+                Ok(whole)
+            });
+            match merged {
                 Ok(whole) => tell(workspace, &whole, junit.as_deref()),
                 Err(error) => {
                     say(&format!("vm-report: {error:#}"));
@@ -91,12 +103,14 @@ fn tell(workspace: &Workspace, shard: &Shard, junit: Option<&Path>) -> Result<Ex
 fn find(workspace: &Workspace, name: &str) -> Result<Shard> {
     let path = Path::new(name);
     if !name.is_empty() && path.exists() {
-        return Shard::read(path);
+        let report = if path.is_dir() { path.join(shard::REPORT) } else { path.to_owned() };
+        return Shard::read(&report);
     }
     let runs = rundir::runs(workspace)?;
     let fits = |path: &&PathBuf| {
         path.to_string_lossy().ends_with(name) && path.join(shard::REPORT).is_file()
     };
     let found = runs.iter().rev().find(fits);
-    Shard::read(found.with_context(|| format!("no run \"{name}\" has a report"))?)
+    let dir = found.with_context(|| format!("no run \"{name}\" has a report"))?;
+    Shard::read(&dir.join(shard::REPORT))
 }

@@ -42,10 +42,9 @@ use super::{doctor, say};
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Which launchers a run has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Subjects {
     /// The launcher under test.
-    #[default]
     Rspawn,
     /// The guest's systemd-nspawn.
     Nspawn,
@@ -78,9 +77,9 @@ pub struct Options {
     /// File systems out of the lane's
     #[arg(long, value_delimiter = ',')]
     pub fs: Vec<String>,
-    /// Who starts the containers; both compares, and knows ci/differences.toml
-    #[arg(long, value_enum, default_value_t)]
-    pub subject: Subjects,
+    /// Who starts the containers, instead of the lane's; both compares, and knows ci/differences.toml
+    #[arg(long, value_enum)]
+    pub subject: Option<Subjects>,
     /// What executes guests
     #[arg(long, value_enum, default_value_t)]
     pub accel: Wish,
@@ -215,7 +214,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     }
     let versions: Vec<(String, (u32, u32))> =
         rows.iter().map(|row| (row.name.clone(), row.version)).collect();
-    let subjects = options.subject.subjects();
+    let asked = options.subject.map(Subjects::subjects);
+    let subjects = asked.unwrap_or(&lane.subjects);
     let axes = Axes {
         kernels: &versions,
         lane_fs: &lane.fs,
@@ -241,7 +241,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         return Ok(ExitCode::SUCCESS);
     }
     let mut wrong_lists = Expected::of(workspace.root())?.complaints(&plan, deny(options));
-    if options.subject != Subjects::Rspawn {
+    if subjects.contains(&Subject::Nspawn) {
         let stale = |name| format!("{}: no case is named \"{name}\"", difference::LIST);
         wrong_lists.extend(strangers.into_iter().map(stale));
     }
