@@ -144,6 +144,11 @@ impl<'a> Slot<'a> {
         Ok(Self { root, dir, path, name })
     }
 
+    /// Whether its directory exists.
+    pub(super) fn has_directory(&self) -> bool {
+        self.dir.is_some()
+    }
+
     /// What is there.
     pub(super) fn found(&self) -> Result<Found> {
         let Some(dir) = &self.dir else { return Ok(Found::Nothing) };

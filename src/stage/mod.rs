@@ -26,6 +26,7 @@
 mod apart;
 mod boot;
 mod children;
+mod errand;
 mod exec;
 mod fork;
 mod getent;
@@ -38,6 +39,7 @@ mod stub;
 mod supervisor;
 mod user;
 
+pub(crate) use errand::errand;
 pub use fork::{Child, Parent, fork};
 pub use stub::is_available as has_stub;
 pub use supervisor::run;

@@ -59,7 +59,10 @@ pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
     if let Some(remark) = remark {
         eprintln!("{remark}");
     }
-    session.close();
+    if let Some(kept) = session.close(spec, code != 0)? {
+        audience.kept(&kept);
+        eprintln!("rspawn: what it has written is kept in {}", kept.display());
+    }
     Ok(code)
 }
 
