@@ -3,7 +3,6 @@
 //! Ids in the options of a row are the container's, since that is who they are meant for (systemd issue 38054). Who
 //! mounts it is in the host's user namespace, so that the kernel is given the host's ids.
 
-use std::borrow::Cow;
 
 use anyhow::{Context, Result};
 
@@ -28,9 +27,9 @@ pub fn mapped(mut rows: Vec<Mount>, users: Option<&IdMap>) -> Result<Vec<Mount>>
     Ok(rows)
 }
 
-fn map(name: &Cow<'_, str>, value: &str, users: &IdMap) -> Result<String> {
+fn map(name: &str, value: &str, users: &IdMap) -> Result<String> {
     let Ok(id) = value.parse() else { return Ok(value.to_owned()) };
-    let mapped = match name.as_ref() {
+    let mapped = match name {
         "uid" => users.host_uid(GuestUid(id)).map(|id| id.to_string()),
         "gid" => users.host_gid(GuestGid(id)).map(|id| id.to_string()),
         _ => return Ok(value.to_owned()),
