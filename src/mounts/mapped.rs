@@ -3,7 +3,6 @@
 //! Ids in the options of a row are the container's, since that is who they are meant for (systemd issue 38054). Who
 //! mounts it is in the host's user namespace, so that the kernel is given the host's ids.
 
-
 use anyhow::{Context, Result};
 
 use super::{Kind, Mount, Stage};
