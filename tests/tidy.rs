@@ -18,6 +18,10 @@ const LONG_FILES: &[(&str, &str)] = &[
         "harness/src/xtask/vm_test.rs",
         "a third of it is a table: the options, with what each says to its user",
     ),
+    (
+        "tests/vm/own.rs",
+        "one set of eyes for owners, lists and capabilities, and every case that looks with them",
+    ),
 ];
 
 /// Lines above which a file wants a reason.
