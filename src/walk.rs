@@ -210,12 +210,14 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::path::Path;
 
+    type Act = Box<dyn Fn()>;
+
     #[derive(Default)]
     struct Seen {
         paths: Vec<PathBuf>,
         closed: Vec<Errno>,
         /// What is done when the directory of this name is listed.
-        meanwhile: Option<(&'static str, Box<dyn Fn()>)>,
+        meanwhile: Option<(&'static str, Act)>,
     }
 
     impl Visitor for Seen {

@@ -37,7 +37,7 @@ cases![
     what_is_no_place_for_a_copy_is_refused: [OURS],
     kill_9_at_any_step_leaves_nothing_or_all: [OURS] within 120,
     kill_9_at_any_step_on_btrfs_leaves_nothing_or_all: [OURS, BTRFS] within 120,
-    a_request_to_end_at_any_step_leaves_nothing: [OURS] within 120,
+    a_request_to_end_at_any_step_leaves_no_copy: [OURS] within 120,
     of_two_that_fill_one_directory_the_first_counts: [OURS] within 60,
     links_are_not_filled: [OURS],
 ];
@@ -290,7 +290,7 @@ fn killed_at_each(t: &Guest, template: &Tree, steps: &[&str]) -> Result<()> {
 }
 
 /// R9, defect 2 of systemd-nspawn 252.
-fn a_request_to_end_at_any_step_leaves_nothing(t: &Guest) -> Result<()> {
+fn a_request_to_end_at_any_step_leaves_no_copy(t: &Guest) -> Result<()> {
     let template = t.tree().name("template").build()?;
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         for step in ["holder-made", "copy-begun"] {
