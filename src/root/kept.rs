@@ -21,8 +21,7 @@ use crate::undo::Undo;
 /// # Errors
 /// When it cannot be moved there, nor copied; the holder is left to be swept then.
 pub(super) fn keep(holder: Holder, place: &Path, machine: &str) -> Result<PathBuf> {
-    // It belongs to an overlay that is gone.
-    remove::tree(holder.fd(), c"tree.work").context("removing its working directory")?;
+    tidy(&holder).context("tidying it")?;
     let kept = place.join(format!("{machine}.kept-{}", ids::random()?));
     match rename(&holder, &kept) {
         Ok(()) => return Ok(kept),
@@ -43,6 +42,26 @@ pub(super) fn keep(holder: Holder, place: &Path, machine: &str) -> Result<PathBu
     let name = std::ffi::CString::new(name.as_encoded_bytes()).context("reading its name")?;
     remove::tree(parent.as_fd(), &name).context("removing the layer")?;
     Ok(kept)
+}
+
+/// Leaves only what was written: upper layers have other names where the container's users are its own (attach.rs), and
+/// working directories belong to overlays that are gone.
+fn tidy(holder: &Holder) -> Result<()> {
+    let mut used = false;
+    for name in [c"root.given", c"root"] {
+        if layer::subdirectory(holder.fd(), name).is_err() {
+            continue;
+        }
+        remove::tree(holder.fd(), if used { name } else { TREE })?;
+        if !used {
+            rustix::fs::renameat(holder.fd(), name, holder.fd(), TREE)?;
+        }
+        used = true;
+    }
+    for name in [c"tree.work", c"root.work", c"root.given.work"] {
+        remove::tree(holder.fd(), name)?;
+    }
+    Ok(())
 }
 
 fn rename(holder: &Holder, to: &Path) -> Result<(), Errno> {

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::settings::Settings;
-use crate::settings::value::{Ephemeral, LinkJournal, Register, StartMode};
+use crate::settings::value::{Ephemeral, LinkJournal, PrivateUsers, Register, StartMode};
 
 /// What must not be said together, and what to do instead.
 struct Conflict {
@@ -68,6 +68,15 @@ const CONFLICTS: &[Conflict] = &[
         said: |s, _| is_in_memory(s) && s.keep_on_failure.is_said(),
         what: "--keep-on-failure excludes --ephemeral=tmpfs",
         hint: "what is written to memory is gone with the container; --ephemeral=overlay keeps it",
+    },
+    // Where the kernel cannot map the owners of a layer, all files would be copied into memory.
+    Conflict {
+        said: |s, _| {
+            let users = s.private_users.value().is_some_and(|users| *users != PrivateUsers::No);
+            is_in_memory(s) && (users || s.private_users_if_possible.is_yes())
+        },
+        what: "--ephemeral=tmpfs with users of its own is not implemented in this version",
+        hint: "--ephemeral=overlay can be combined with -U and --private-users=",
     },
     Conflict {
         said: |s, _| is_in_memory(s) && s.ephemeral_dir.is_said(),
@@ -199,6 +208,7 @@ mod tests {
     #[case::con_08("-x --link-journal=host", "--ephemeral excludes --link-journal=")]
     #[case::con_08("-x --link-journal=guest", "--ephemeral excludes --link-journal=")]
     #[case::tmp_02("--ephemeral=tmpfs --keep-on-failure", "--keep-on-failure excludes")]
+    #[case::users("--ephemeral=tmpfs -U", "--ephemeral=tmpfs with users of its own")]
     #[case::tmpfs("--ephemeral=tmpfs --ephemeral-dir=/a", "--ephemeral-dir= excludes")]
     #[case::read_only("-x --read-only --keep-on-failure", "--keep-on-failure and --read-only")]
     #[case::not_ephemeral("--keep-name", "--ephemeral-dir=, ")]
