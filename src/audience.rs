@@ -2,6 +2,7 @@
 //! `--status-fd=` names. What is told them is decided here, once for both.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -36,16 +37,19 @@ impl Audience {
     }
 
     /// The payload was executed, in a container whose process 1 is `leader` outside (DEF-06); `root` is where its
-    /// tree comes from, `users` are its own, if it has others than the host.
+    /// tree comes from, `refused` says which ways to it did not bear, and `users` are its own, if it has others than
+    /// the host.
     pub fn started(
         &mut self,
         leader: libc::pid_t,
         machine: &str,
         root: &str,
+        refused: &[String],
         users: Option<&IdMap>,
     ) {
         let users = users.map(IdMap::to_string);
-        self.log.tell(&Event::Started { leader, machine, root, users: users.as_deref() });
+        let users = users.as_deref();
+        self.log.tell(&Event::Started { leader, machine, root, refused, users });
         self.manager.tell(&format!("STATUS=Container running.\nX_NSPAWN_LEADER_PID={leader}"));
     }
 
@@ -80,6 +84,11 @@ impl Audience {
                 Event::Exited { code: None, signal: Some(signal), exit_code }
             }
         });
+    }
+
+    /// What the run has written stays there.
+    pub fn kept(&mut self, path: &Path) {
+        self.log.tell(&Event::Kept { path: &path.to_string_lossy() });
     }
 
     /// Nothing ran, or we gave up on it, and exit with this code (RUN-16).

@@ -2,6 +2,7 @@
 //! of its mounts, and what must be taken back at the end.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use rustix::fs::{Gid, Uid};
@@ -97,9 +98,15 @@ impl Session {
         &self.credentials
     }
 
-    /// Takes everything back and lets go.
-    pub fn close(self) {
-        self.undo.finish();
+    /// Takes everything back and lets go. Returns where a throw-away layer is that stays because the run has failed.
+    ///
+    /// # Errors
+    /// When such a layer should stay and cannot.
+    pub fn close(self, spec: &Spec, failed: bool) -> Result<Option<PathBuf>> {
+        let Self { undo, scratch, cgroup, root, .. } = self;
+        undo.finish();
+        drop((scratch, cgroup));
+        root.close(spec, failed)
     }
 }
 

@@ -26,6 +26,9 @@ pub enum Event<'a> {
         /// Its ids, as `--private-users-map=` takes them, with blanks between.
         #[serde(skip_serializing_if = "Option::is_none")]
         users: Option<&'a str>,
+        /// Which rungs were tried before, each with the reason why it did not bear.
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        refused: &'a [String],
     },
     /// It is ready: at once, or with `--notify-ready=yes` when it says so.
     Ready,
@@ -41,6 +44,11 @@ pub enum Event<'a> {
         signal: Option<i32>,
         /// Ours.
         exit_code: u8,
+    },
+    /// It has ended, and what it has written stays.
+    Kept {
+        /// The directory that holds it.
+        path: &'a str,
     },
     /// It could not be started, or not be kept running.
     Failed {
@@ -100,13 +108,18 @@ mod tests {
 
     #[rstest]
     #[case(
-        Event::Started { leader: 7, machine: "m", root: "overlay", users: None },
-        r#"{"event":"started","leader":7,"machine":"m","root":"overlay"}"#
+        Event::Started { leader: 7, machine: "m", root: "snapshot", refused: &[], users: None },
+        r#"{"event":"started","leader":7,"machine":"m","root":"snapshot"}"#
     )]
     #[case(
-        Event::Started { leader: 7, machine: "m", root: "image", users: Some("0:5:6") },
+        Event::Started { leader: 7, machine: "m", root: "overlay", refused: &["a: b".to_owned()], users: None },
+        r#"{"event":"started","leader":7,"machine":"m","root":"overlay","refused":["a: b"]}"#
+    )]
+    #[case(
+        Event::Started { leader: 7, machine: "m", root: "image", refused: &[], users: Some("0:5:6") },
         r#"{"event":"started","leader":7,"machine":"m","root":"image","users":"0:5:6"}"#
     )]
+    #[case(Event::Kept { path: "/a" }, r#"{"event":"kept","path":"/a"}"#)]
     #[case(Event::Ready, r#"{"event":"ready"}"#)]
     #[case(Event::Reboot, r#"{"event":"reboot"}"#)]
     #[case(

@@ -35,6 +35,11 @@ impl Undo {
         self.run();
     }
 
+    /// Runs no step: what was done is to stay.
+    pub fn abandon(mut self) {
+        self.0.clear();
+    }
+
     fn run(&mut self) {
         while let Some((name, step)) = self.0.pop() {
             if let Err(error) = step() {
@@ -55,6 +60,13 @@ mod tests {
     use super::*;
     use std::cell::RefCell;
     use std::rc::Rc;
+
+    #[test]
+    fn what_is_to_stay_is_not_taken_back() {
+        let mut undo = Undo::default();
+        undo.push("it", || panic!("it was taken back"));
+        undo.abandon();
+    }
 
     #[test]
     fn steps_run_once_and_last_first_even_when_one_fails() {

@@ -18,6 +18,10 @@ const LONG_FILES: &[(&str, &str)] = &[
         "tests/vm/own.rs",
         "one set of eyes for owners, lists and capabilities, and every case that looks with them",
     ),
+    (
+        "harness/src/xtask/vm_test.rs",
+        "a third of it is a table: the options, with what each says to its user",
+    ),
 ];
 
 /// Lines above which a file wants a reason.

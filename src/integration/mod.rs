@@ -17,7 +17,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use crate::errors::warn;
 use crate::ids::Ids;
@@ -49,6 +49,23 @@ pub fn apply(wanted: &Integration, ids: &Ids, tree: &InRoot) -> Result<()> {
         warn(format_args!("--resolv-conf=: {error:#}"));
     }
     journal::apply(&wanted.journal, ids, tree)
+}
+
+/// Writes the name that a copy goes by into its /etc/hostname (TMP-07), if it has an /etc.
+///
+/// # Errors
+/// When the file cannot be replaced.
+pub(crate) fn put_host_name(tree: &InRoot, name: &str) -> Result<()> {
+    let mut slot = files::Slot::open(tree, "/etc/hostname")?;
+    if !slot.has_directory() {
+        return Ok(());
+    }
+    // The mode of the file is that which the tree's own has, whatever our caller's mask is.
+    let mask = rustix::process::umask(Mode::empty());
+    let found = slot.found();
+    let put = found.and_then(|found| slot.put_file(found, format!("{name}\n").as_bytes()));
+    rustix::process::umask(mask);
+    put
 }
 
 /// Binds a file of the host over one of the tree, or into the gap where none is.

@@ -1,49 +1,32 @@
-//! How is a throw-away layer made over a directory, and who removes it?
+//! Where does a throw-away layer or a copy in the making live, and who removes it?
 //!
-//! A layer lives in a *holder*: a directory `.#rspawn.NAME<16 hex>`, mode 0700, next to the source, or in
+//! It lives in a *holder*: a directory `.#rspawn.NAME<16 hex>`, mode 0700, next to the source, or in
 //! the source if that is a mount point, so that both are on one file system (SNP-01). As long as its maker
 //! lives, the holder is locked (flock(2)); a holder that can be locked is what a killed run left behind, and
 //! the next run that looks there removes it. systemd-nspawn's own leftovers are named `.#machine.…` and are
 //! left alone (SNP-02 gives that name; ours differs so that neither removes what the other still uses).
 
-use std::ffi::{CString, OsStr};
-use std::fmt::Write;
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Uid, flock,
-};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{Dir, FileType, FlockOperation, Gid, Mode, OFlags, Uid, flock};
 use rustix::io::Errno;
 
-use super::{Rung, remove};
+use super::remove;
 use crate::checkpoint;
-use crate::errors::{Verbosity, hinted, warn};
+use crate::errors::warn;
 use crate::mounts;
-use crate::sys::btrfs;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 use crate::userns;
 
 /// What the names of holders begin with.
-const PREFIX: &str = ".#rspawn.";
-/// The directory in a holder that a snapshot is, or an overlay's upper layer.
-const TREE: &std::ffi::CStr = c"tree";
-const TREE_NAME: &str = "tree";
-/// f_type of btrfs (statfs(2)).
-const BTRFS_MAGIC: u64 = 0x9123_683e;
-/// The inode of the top directory of every subvolume (btrfs(5)).
-const SUBVOLUME_INODE: u64 = 256;
-
-/// A layer that was made.
-#[derive(Debug)]
-pub(super) struct Layer {
-    kind: Kind,
-    holder: Rc<Holder>,
-}
+pub(super) const PREFIX: &str = ".#rspawn.";
+/// The directory in a holder that a snapshot or copy is, or an overlay's upper layer.
+pub(super) const TREE: &CStr = c"tree";
 
 /// The directory of a layer.
 #[derive(Debug)]
@@ -59,21 +42,21 @@ pub(super) struct Holder {
 #[derive(Debug)]
 pub(super) struct Uppers {
     dir: OwnedFd,
-    /// The source, if it holds what must not be seen in the container.
-    source: Option<PathBuf>,
+    /// Whether the source holds what must not be seen in the container.
+    hides: bool,
 }
 
 impl Uppers {
     /// In a directory of our mount namespace.
     pub(super) fn in_dir(dir: OwnedFd) -> Self {
-        Self { dir, source: None }
+        Self { dir, hides: false }
     }
 
     /// An upper layer of this name and its working directory, as [`upper()`] makes them.
     pub(super) fn upper(&self, name: &str, lower: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
         let (upper, work) = upper(self.dir.as_fd(), name, lower)?;
-        if let Some(source) = &self.source {
-            hide_holders(source, &upper)?;
+        if self.hides {
+            hide_holders(lower, &upper)?;
         }
         Ok((upper, work))
     }
@@ -85,6 +68,11 @@ impl Holder {
         self.dir.as_fd()
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The same directory by the mounts of this process: an overlay takes no others.
     pub(super) fn here(&self) -> Result<Uppers> {
         let what = || format!("opening the layer {}", self.path.display());
@@ -92,126 +80,19 @@ impl Holder {
         let id = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let same = id(here.as_fd()).with_context(what)? == id(self.fd()).with_context(what)?;
         ensure!(same, "the layer {} was replaced", self.path.display());
-        let source = self.path.parent().filter(|_| self.is_in_source).map(Path::to_owned);
-        Ok(Uppers { dir: here, source })
-    }
-}
-
-#[derive(Debug)]
-enum Kind {
-    Snapshot { tree: OwnedFd },
-    Overlay { upper: OwnedFd, work: OwnedFd, first: Option<OwnedFd> },
-}
-
-impl Layer {
-    /// The rung that it is.
-    pub(super) fn rung(&self) -> Rung {
-        match self.kind {
-            Kind::Snapshot { .. } => Rung::Snapshot,
-            Kind::Overlay { .. } => Rung::Overlay,
-        }
-    }
-
-    /// Where the upper layer of an overlay is, if it is one.
-    pub(super) fn holder(&self) -> Option<Rc<Holder>> {
-        matches!(self.kind, Kind::Overlay { .. }).then(|| Rc::clone(&self.holder))
-    }
-
-    /// A new mount of the source with the layer, attached nowhere yet.
-    pub(super) fn mounted(&mut self, source: BorrowedFd<'_>) -> Result<OwnedFd> {
-        match &mut self.kind {
-            Kind::Snapshot { tree } => mounts::detached_copy(tree.as_fd()),
-            // That it can be mounted was found out by mounting it.
-            Kind::Overlay { upper, work, first } => match first.take() {
-                Some(mounted) => Ok(mounted),
-                None => mounts::overlay(source, upper.as_fd(), work.as_fd()),
-            },
-        }
+        Ok(Uppers { dir: here, hides: self.is_in_source })
     }
 }
 
 /// Why a rung was not taken. Anything that is no refusal ends the walk.
 pub(super) struct Refused(pub(super) String);
 
-/// Walks the rungs until one bears.
-pub(super) fn make(
-    path: &Path,
-    source: BorrowedFd<'_>,
-    rungs: &[Rung],
-    elsewhere: &[PathBuf],
-    verbosity: Verbosity,
-    undo: &mut Undo,
-) -> Result<Layer> {
-    let beside = place_beside(path, source)
-        .with_context(|| format!("asking whether \"{}\" is a mount point", path.display()))?;
-    let mut told = String::new();
-    for rung in rungs {
-        // A snapshot can only be made on the source's own file system.
-        let others = if *rung == Rung::Overlay { elsewhere } else { &[] };
-        for place in std::iter::once(&beside).chain(others) {
-            match try_rung(*rung, path, source, place, undo)? {
-                Ok(layer) => {
-                    if verbosity == Verbosity::Verbose {
-                        eprintln!("rspawn: {told}{rung} in {}: ok", place.display());
-                    }
-                    return Ok(layer);
-                }
-                Err(Refused(why)) => {
-                    // Writing to a string cannot fail.
-                    let _ = write!(told, "{rung} in {}: {why}; ", place.display());
-                }
-            }
-        }
-    }
-    let what = format!("no throw-away layer of \"{}\" can be made", path.display());
-    bail!(hinted(what, format!("tried {}", told.trim_end_matches("; "))))
-}
-
-/// In the source if it is a mount point, else in its parent (SNP-01).
-fn place_beside(path: &Path, source: BorrowedFd<'_>) -> Result<PathBuf> {
-    let flags = AtFlags::EMPTY_PATH;
-    let stat = rustix::fs::statx(source, "", flags, StatxFlags::BASIC_STATS)?;
-    let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-    Ok(match path.parent() {
-        Some(parent) if !mounted => parent.to_owned(),
-        _ => path.to_owned(),
-    })
-}
-
-fn try_rung(
-    rung: Rung,
-    path: &Path,
-    source: BorrowedFd<'_>,
-    place: &Path,
-    undo: &mut Undo,
-) -> Result<Result<Layer, Refused>> {
-    if rung == Rung::Snapshot && !is_subvolume(source)? {
-        return Ok(Err(Refused("not a subvolume of btrfs".to_owned())));
-    }
-    let mut made = Undo::default();
-    let holder = match hold_in(place, path, &mut made)? {
-        Ok(holder) => holder,
-        Err(refused) => return Ok(Err(refused)),
-    };
-    let kind = match rung {
-        Rung::Snapshot => snapshot(holder.fd(), source),
-        Rung::Overlay => overlay(holder.fd(), source, path, place),
-        Rung::Reflink | Rung::Copy => bail!("a directory has no rung \"{rung}\""),
-    };
-    match kind {
-        Ok(kind) => {
-            undo.push(format!("removing the layer {}", holder.path.display()), move || {
-                made.finish();
-                Ok(())
-            });
-            Ok(Ok(Layer { kind, holder: Rc::new(holder) }))
-        }
-        Err(error) => Ok(Err(Refused(format!("{error:#}")))),
-    }
-}
-
 /// Makes a holder for a layer over `path`.
-fn hold_in(place: &Path, path: &Path, undo: &mut Undo) -> Result<Result<Holder, Refused>> {
+pub(super) fn hold_in(
+    place: &Path,
+    path: &Path,
+    undo: &mut Undo,
+) -> Result<Result<Holder, Refused>> {
     sweep(place);
     let name = path.file_name().unwrap_or(OsStr::new(""));
     let (dir, name) = match hold(place, name) {
@@ -264,37 +145,6 @@ fn try_overlay(holder: BorrowedFd<'_>) -> Result<()> {
     mounts::overlay(lower.as_fd(), upper.as_fd(), work.as_fd()).map(drop)
 }
 
-fn is_subvolume(source: BorrowedFd<'_>) -> Result<bool> {
-    let system = rustix::fs::fstatfs(source).context("asking for the tree's file system")?;
-    // The field's type differs between architectures.
-    #[allow(clippy::unnecessary_cast)]
-    let magic = system.f_type as u64;
-    let inode = rustix::fs::fstat(source).context("asking for the tree's inode")?.st_ino;
-    Ok(magic == BTRFS_MAGIC && inode == SUBVOLUME_INODE)
-}
-
-fn snapshot(holder: BorrowedFd<'_>, source: BorrowedFd<'_>) -> Result<Kind> {
-    // The ioctl wants a descriptor that was really opened.
-    let source = reopen(source).context("opening the subvolume")?;
-    btrfs::snapshot(holder, source, TREE).context("making the snapshot")?;
-    let tree = subdirectory(holder, TREE).context("opening the snapshot")?;
-    Ok(Kind::Snapshot { tree })
-}
-
-fn overlay(
-    holder: BorrowedFd<'_>,
-    source: BorrowedFd<'_>,
-    path: &Path,
-    place: &Path,
-) -> Result<Kind> {
-    let (upper, work) = upper(holder, TREE_NAME, source)?;
-    if place == path {
-        hide_holders(place, &upper)?;
-    }
-    let mounted = mounts::overlay(source, upper.as_fd(), work.as_fd())?;
-    Ok(Kind::Overlay { upper, work, first: Some(mounted) })
-}
-
 /// An upper layer of this name in a holder, with the mode and owner of `lower`, and its working directory.
 /// They are made, or there since an earlier run of the container.
 pub(super) fn upper(
@@ -329,8 +179,8 @@ pub(super) fn upper(
 
 /// A layer that lies in its own source would show inside the container, and those of others too. A
 /// whiteout in the upper layer hides each.
-fn hide_holders(place: &Path, upper: &OwnedFd) -> Result<()> {
-    for name in holders(place).context("looking for layers")? {
+pub(super) fn hide_holders(source: BorrowedFd<'_>, upper: &OwnedFd) -> Result<()> {
+    for name in holders_in(source).context("looking for layers")? {
         // A whiteout is a character device 0:0 (Linux, Documentation/filesystems/overlayfs.rst).
         let mode = Mode::empty();
         match rustix::fs::mknodat(upper, name.as_c_str(), FileType::CharacterDevice, mode, 0) {
@@ -342,14 +192,14 @@ fn hide_holders(place: &Path, upper: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-const PATH_DIR: OFlags =
+pub(super) const PATH_DIR: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-fn subdirectory(of: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+pub(super) fn subdirectory(of: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(of, name, PATH_DIR, Mode::empty())
 }
 
-fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+pub(super) fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(dir, ".", flags, Mode::empty())
 }
@@ -380,12 +230,18 @@ pub(crate) fn hold(place: &Path, name: &OsStr) -> Result<(OwnedFd, CString), Err
     }
 }
 
-fn holders(place: &Path) -> std::io::Result<Vec<CString>> {
+/// Whether something has a name of ours.
+pub(super) fn is_holder(name: &[u8]) -> bool {
+    name.starts_with(PREFIX.as_bytes())
+}
+
+/// Holders of whatever run.
+pub(super) fn holders_in(place: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(place)? {
-        let name = entry?.file_name();
-        if name.as_bytes().starts_with(PREFIX.as_bytes()) {
-            found.push(CString::new(name.into_encoded_bytes()).expect("file names hold no NUL"));
+    for entry in Dir::read_from(reopen(place)?)? {
+        let entry = entry?;
+        if is_holder(entry.file_name().to_bytes()) {
+            found.push(entry.file_name().to_owned());
         }
     }
     Ok(found)
@@ -394,8 +250,8 @@ fn holders(place: &Path) -> std::io::Result<Vec<CString>> {
 /// Removes the holders in `place` that nobody locks. What cannot be removed is told and left.
 pub(crate) fn sweep(place: &Path) {
     // No such place, or not readable: nothing of ours can be there.
-    let Ok(found) = holders(place) else { return };
     let Ok(parent) = open_host_directory(place) else { return };
+    let Ok(found) = holders_in(parent.as_fd()) else { return };
     for name in found {
         let Ok(holder) = subdirectory(parent.as_fd(), &name).and_then(|d| reopen(d.as_fd())) else {
             continue;

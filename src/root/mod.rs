@@ -6,148 +6,56 @@
 
 mod attach;
 pub mod check;
+mod copy;
 pub mod discover;
 pub mod filesystem;
 pub mod gpt;
 mod image;
+mod kept;
+mod ladder;
 mod layer;
 pub(crate) mod lock;
 mod loop_device;
+mod memory;
 mod pivot;
+mod plan;
 mod policy;
 mod remove;
+mod subvolume;
+mod template;
 mod throwaway;
 pub mod verity;
 mod volatile;
 
 pub use attach::Mounted;
 pub(crate) use attach::{Attached, Owners};
+pub use plan::{Access, Keep, Ladder, LayerSpec, RootSpec, Rung};
 
 pub(crate) use attach::on_top;
 pub(crate) use layer::{hold, sweep as sweep_place};
 pub(crate) use remove::tree as remove_tree;
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use serde::Serialize;
 
 use self::discover::{Programs, Role};
 use self::image::{Image, Part, Request};
+use self::ladder::Layer;
 use self::throwaway::{Throwaway, Wanted};
-use self::verity::Verity;
-use crate::errors::{hinted, warn};
+use crate::errors::{Verbosity, hinted, warn};
 use crate::ids::{self, Id, OfTree};
 use crate::inroot::{InRoot, Links};
+use crate::integration;
 use crate::mounts;
-use crate::settings::value::{ImagePolicy, Volatile};
+use crate::settings::value::{EphemeralReboot, Volatile};
 use crate::spec::{Knobs, Spec, Start};
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
-
-/// What is done to get a root directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RootSpec {
-    /// The directory itself.
-    Directory {
-        /// Canonical.
-        path: PathBuf,
-        /// Whether the container may write to it.
-        access: Access,
-    },
-    /// A throw-away layer over a directory (SNP-01).
-    Ephemeral {
-        /// Canonical.
-        of: PathBuf,
-        /// Whether the container may write to the layer.
-        access: Access,
-        /// The ways to try, in this order.
-        rungs: Vec<Rung>,
-        /// Where the layer is made if not next to the source, in this order.
-        elsewhere: Vec<PathBuf>,
-    },
-    /// The file systems of a disk image (IMG-01).
-    Image {
-        /// Canonical.
-        path: PathBuf,
-        /// Whether the container may write to it.
-        access: Access,
-        /// Which partitions may be used (I-05).
-        policy: Option<ImagePolicy>,
-        /// What is said of dm-verity (I-10).
-        verity: Verity,
-        /// How it is kept from being changed, if it is.
-        throw_away: Option<Ladder>,
-    },
-}
-
-/// Ways to something that is thrown away.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ladder {
-    /// The ways to try, in this order.
-    pub rungs: Vec<Rung>,
-    /// Where a layer is made if not next to the source, in this order.
-    pub elsewhere: Vec<PathBuf>,
-}
-
-impl RootSpec {
-    /// The directory or image that the user named.
-    pub fn source(&self) -> &Path {
-        match self {
-            Self::Directory { path, .. } | Self::Image { path, .. } => path,
-            Self::Ephemeral { of, .. } => of,
-        }
-    }
-
-    /// Whether the container may write.
-    pub fn access(&self) -> Access {
-        match self {
-            Self::Directory { access, .. }
-            | Self::Ephemeral { access, .. }
-            | Self::Image { access, .. } => *access,
-        }
-    }
-}
-
-/// Whether something may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Access {
-    /// `--read-only`.
-    Read,
-    /// The default.
-    Write,
-}
-
-/// A way to a throw-away layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rung {
-    /// A snapshot of a btrfs subvolume (SNP-10).
-    Snapshot,
-    /// An overlay whose upper layer is a directory of ours.
-    Overlay,
-    /// A copy of an image that shares its blocks until they are written (SNP-20).
-    Reflink,
-    /// A copy of an image.
-    Copy,
-}
-
-impl fmt::Display for Rung {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Snapshot => "subvolume snapshot",
-            Self::Overlay => "overlay",
-            Self::Reflink => "reflink copy",
-            Self::Copy => "copy",
-        })
-    }
-}
 
 /// A root that was acquired. What must be taken back is in the session's `Undo`.
 #[derive(Debug)]
@@ -163,7 +71,14 @@ pub struct Root {
 #[derive(Debug)]
 enum Source {
     Directory(OwnedFd),
-    Layer(OwnedFd, layer::Layer),
+    Layer {
+        /// Canonical.
+        path: PathBuf,
+        of: OwnedFd,
+        layer: Option<Layer>,
+        /// The mount for the first run.
+        first: Option<OwnedFd>,
+    },
     Image {
         image: Image,
         holder: Option<Rc<layer::Holder>>,
@@ -181,7 +96,7 @@ impl Root {
     /// User and group of the tree's top directory: of the source, where there is a throw-away layer over it.
     pub(crate) fn owner(&mut self) -> Result<(u32, u32)> {
         let stat = match &mut self.source {
-            Source::Directory(tree) | Source::Layer(tree, _) => rustix::fs::fstat(tree),
+            Source::Directory(tree) | Source::Layer { of: tree, .. } => rustix::fs::fstat(tree),
             Source::Image { image, first, .. } => {
                 let parts = first.take().map_or_else(|| image.mounted(None), Ok)?;
                 let root = first.insert(parts).first().context("the image has no root")?;
@@ -201,6 +116,15 @@ impl Root {
             (Some(Rung::Overlay), _) => "overlay",
             (Some(Rung::Reflink), _) => "reflink",
             (Some(Rung::Copy), _) => "copy",
+            (Some(Rung::Tmpfs), _) => "tmpfs",
+        }
+    }
+
+    /// Which rungs of a throw-away layer were tried before, each with the reason why it did not bear.
+    pub fn refused(&self) -> &[String] {
+        match &self.source {
+            Source::Layer { layer: Some(layer), .. } => layer.refused(),
+            _ => &[],
         }
     }
 
@@ -208,24 +132,31 @@ impl Root {
     pub fn directory(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Directory(tree) => Some(tree.as_fd()),
-            Source::Layer(..) | Source::Image { .. } => None,
+            Source::Layer { .. } | Source::Image { .. } => None,
         }
     }
 
     /// New mounts of the root, attached nowhere yet, for one run of the container. `owner` is its root, user and group
     /// of the host, if its users are its own.
-    pub fn mounted(&mut self, owner: Option<(u32, u32)>) -> Result<Mounted> {
+    ///
+    /// # Errors
+    /// When the kernel makes none, or a layer that a reboot throws away cannot be made anew.
+    pub fn mounted(&mut self, owner: Option<(u32, u32)>, spec: &Spec) -> Result<Mounted> {
         let mut holder = None;
         let tree = match &mut self.source {
             Source::Directory(tree) => mounts::detached_copy(tree.as_fd())?,
-            Source::Layer(tree, layer) => match layer.holder().filter(|_| owner.is_some()) {
-                // Whom its files belong to is decided before there is an overlay.
-                Some(found) => {
-                    holder = Some(found);
-                    mounts::detached_directory(tree.as_fd())?
+            Source::Layer { path, of, layer, first } => {
+                let mount =
+                    first.take().map_or_else(|| again(path, of.as_fd(), layer, spec), Ok)?;
+                match layer.as_ref().and_then(Layer::holder).filter(|_| owner.is_some()) {
+                    // Whom its files belong to is decided before there is an overlay.
+                    Some(found) => {
+                        holder = Some(found);
+                        mounts::detached_directory(of.as_fd())?
+                    }
+                    None => mount,
                 }
-                None => layer.mounted(tree.as_fd())?,
-            },
+            }
             Source::Image { image, holder, first } => {
                 let parts = match (first.take(), owner) {
                     (None, owner) => image.mounted(owner)?,
@@ -239,6 +170,73 @@ impl Root {
         let root = Part { role: Role::Root, mount: tree, can_be_covered, is_owned_by_mount };
         Ok(Mounted { parts: vec![root], holder, programs: Programs::Native })
     }
+
+    /// Lets go of it after the last run. A layer whose run has failed stays if that was asked for; returns where.
+    ///
+    /// # Errors
+    /// When it should stay and cannot.
+    pub fn close(mut self, spec: &Spec, failed: bool) -> Result<Option<PathBuf>> {
+        let Source::Layer { path, layer, .. } = &mut self.source else { return Ok(None) };
+        let (Some(layer), RootSpec::Ephemeral { layer: asked, .. }) = (layer.take(), &spec.root)
+        else {
+            return Ok(None);
+        };
+        if !failed || asked.on_failure == Keep::No {
+            layer.close();
+            return Ok(None);
+        }
+        let Some(holder) = layer.into_holder() else { return Ok(None) };
+        let there = holder.path().parent().unwrap_or(Path::new("/")).to_owned();
+        let place = match (&asked.on_failure, asked.ladder.elsewhere.first()) {
+            (Keep::In(place), _) => place.clone(),
+            // In its own source it would be a part of that from now on.
+            (_, Some(elsewhere)) if there == *path => elsewhere.clone(),
+            _ => there,
+        };
+        let kept = kept::keep(holder, &place, &spec.machine);
+        kept.map(Some).with_context(|| format!("keeping what was written, in {}", place.display()))
+    }
+}
+
+/// The mount for another run, of the same layer or of a new one.
+fn again(
+    path: &Path,
+    source: BorrowedFd<'_>,
+    layer: &mut Option<Layer>,
+    spec: &Spec,
+) -> Result<OwnedFd> {
+    let RootSpec::Ephemeral { access, layer: asked, .. } = &spec.root else {
+        bail!("a bug in rspawn: a layer that nobody asked for");
+    };
+    match layer {
+        Some(layer) if asked.on_reboot == EphemeralReboot::Keep => layer.mounted(path, source),
+        _ => {
+            if let Some(layer) = layer.take() {
+                layer.close();
+            }
+            let (made, mount) = new_layer(path, source, *access, asked, spec)?;
+            *layer = Some(made);
+            Ok(mount)
+        }
+    }
+}
+
+/// A layer and its first mount.
+fn new_layer(
+    path: &Path,
+    source: BorrowedFd<'_>,
+    access: Access,
+    layer: &LayerSpec,
+    spec: &Spec,
+) -> Result<(Layer, OwnedFd)> {
+    let wanted = ladder::Wanted { path, source, access, layer, verbosity: spec.verbosity };
+    let mut made = ladder::make(&wanted)?;
+    let mount = made.mounted(path, source)?;
+    if let Some(name) = layer.hostname.as_ref().filter(|_| made.rung() == Rung::Tmpfs) {
+        let root = mount.try_clone().context("keeping hold of the layer")?;
+        integration::put_host_name(&InRoot::new(root), name)?;
+    }
+    Ok((made, mount))
 }
 
 /// Finds, checks and locks the root, and makes the layer of an ephemeral one.
@@ -251,19 +249,32 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
     let verbosity = *verbosity;
     let path = spec.root.source();
     match &spec.root {
-        RootSpec::Directory { access, .. } => {
-            let (source, machine_id) = tree(path, spec)?;
-            let locks = match knobs.locks {
-                true => lock::tree(path, source.as_fd(), *access)?,
-                false => Vec::new(),
-            };
-            Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
+        RootSpec::Directory { access, .. } => directory(path, *access, spec),
+        RootSpec::Template { from, access, .. } => {
+            if template::exists(path)? {
+                if verbosity >= Verbosity::Normal {
+                    template::tell_that_it_exists(path, from);
+                }
+            } else {
+                // Before it is copied (DEF-14).
+                let (source, _) = tree(from, spec)?;
+                let wanted = template::Wanted { path, template: from, access: *access, verbosity };
+                template::fill(&wanted, source.as_fd()).with_context(|| {
+                    format!(
+                        "filling \"{}\" from the template \"{}\"",
+                        path.display(),
+                        from.display()
+                    )
+                })?;
+            }
+            directory(path, *access, spec)
         }
-        RootSpec::Ephemeral { of, rungs, elsewhere, .. } => {
-            let (source, machine_id) = tree(path, spec)?;
-            let layer = layer::make(of, source.as_fd(), rungs, elsewhere, verbosity, undo)?;
-            let rung = Some(layer.rung());
-            Ok(Root { source: Source::Layer(source, layer), rung, machine_id, _locks: Vec::new() })
+        RootSpec::Ephemeral { access, layer, .. } => {
+            let (of, machine_id) = tree(path, spec)?;
+            let (made, first) = new_layer(path, of.as_fd(), *access, layer, spec)?;
+            let (rung, path) = (Some(made.rung()), path.to_owned());
+            let source = Source::Layer { path, of, layer: Some(made), first: Some(first) };
+            Ok(Root { source, rung, machine_id, _locks: Vec::new() })
         }
         RootSpec::Image { access, policy, verity, throw_away, .. } => {
             let request = Request { path, access: *access, policy: policy.as_ref(), verity };
@@ -291,6 +302,16 @@ pub fn acquire(spec: &Spec, undo: &mut Undo) -> Result<Root> {
             Ok(Root { source, rung, machine_id, _locks: locks })
         }
     }
+}
+
+/// A directory as it is.
+fn directory(path: &Path, access: Access, spec: &Spec) -> Result<Root> {
+    let (source, machine_id) = tree(path, spec)?;
+    let locks = match spec.knobs.locks {
+        true => lock::tree(path, source.as_fd(), access)?,
+        false => Vec::new(),
+    };
+    Ok(Root { source: Source::Directory(source), rung: None, machine_id, _locks: locks })
 }
 
 /// A directory that holds an OS tree, and the id that it has. What becomes the root is what counts (I-11).

@@ -2,6 +2,7 @@
 //! a link, without leaving its file system's subvolumes, and without recursion on the stack.
 
 use std::ffi::CStr;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
@@ -24,7 +25,19 @@ struct Remover;
 impl Visitor for Remover {
     fn before(&mut self, place: &Place<'_>, name: &CStr) -> Result<bool> {
         // Fast, and the only way for a subvolume that is read-only.
-        Ok(btrfs::destroy(place.dir, name).is_err())
+        let Err(refusal) = btrfs::destroy(place.dir, name) else { return Ok(false) };
+        if refusal.kind() == ErrorKind::DirectoryNotEmpty {
+            // It is a subvolume with others in it, which cannot be taken out of one that is read-only.
+            let dir = walk::open(
+                place.dir,
+                name,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            );
+            dir.map_err(Into::into)
+                .and_then(|dir| btrfs::make_writable(&dir))
+                .with_context(|| format!("emptying {name:?}"))?;
+        }
+        Ok(true)
     }
 
     fn entry(&mut self, place: &Place<'_>, name: &CStr, kind: FileType) -> Result<bool> {

@@ -62,6 +62,7 @@ pub(super) fn make(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Throwaway> {
             Rung::Reflink => copied(wanted, reflink)?,
             Rung::Copy => copied(wanted, copy)?,
             Rung::Snapshot => Err(Refused("an image is no subvolume".to_owned())),
+            Rung::Tmpfs => Err(Refused("only a directory has a layer in memory".to_owned())),
         };
         match tried {
             Ok(made) => {

@@ -78,7 +78,7 @@ fn covered(tree: &InRoot) -> Result<Changed> {
 }
 
 /// A tmpfs that cannot take all of the memory (I-09).
-fn memory() -> Result<OwnedFd> {
+pub(super) fn memory() -> Result<OwnedFd> {
     let options = [("mode", "755"), ("size", "25%"), ("nr_inodes", "1m")];
     let options = options.map(|(name, value)| (name, value.to_owned()));
     let attrs = Attrs { nodev: true, strictatime: true, ..Attrs::default() };

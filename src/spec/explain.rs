@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start, Users, WhichIds};
 use crate::mounts::{Mount, custom, labelled, table};
-use crate::root::{Access, Ladder, RootSpec, Rung};
-use crate::settings::value::Volatile;
+use crate::root::{Access, Keep, Ladder, LayerSpec, RootSpec, Rung};
+use crate::settings::value::{EphemeralReboot, Volatile};
 
 /// The spec and the mount table, one fact or row a line.
 pub fn explain(spec: &Spec) -> String {
@@ -123,8 +123,12 @@ fn root(root: &RootSpec) -> String {
     let access = if root.access() == Access::Read { ", read-only" } else { "" };
     match root {
         RootSpec::Directory { .. } => format!("the directory {shown}{access}"),
-        RootSpec::Ephemeral { rungs, elsewhere, .. } => {
-            format!("a throw-away layer over {shown}{access}: {}", ladder(rungs, elsewhere))
+        RootSpec::Template { from, .. } => {
+            let from = from.display();
+            format!("the directory {shown}{access}, filled from {from} if it does not exist")
+        }
+        RootSpec::Ephemeral { layer, .. } => {
+            format!("a throw-away layer over {shown}{access}: {}", layer_of(layer))
         }
         RootSpec::Image { policy, verity, throw_away, .. } => {
             let policy = policy.as_ref().map(|policy| format!(", by the policy {policy}"));
@@ -141,10 +145,34 @@ fn root(root: &RootSpec) -> String {
     }
 }
 
+fn layer_of(layer: &LayerSpec) -> String {
+    let Ladder { rungs, elsewhere } = &layer.ladder;
+    let mut text = match (&rungs[..], layer.beside) {
+        ([Rung::Tmpfs], _) => "in memory".to_owned(),
+        (_, true) => ladder(rungs, elsewhere),
+        (_, false) => format!("{}; in {}", among(rungs), places(elsewhere)),
+    };
+    if layer.on_reboot == EphemeralReboot::Reset {
+        text.push_str(", new after a reboot");
+    }
+    match &layer.on_failure {
+        Keep::No => {}
+        Keep::There => text.push_str(", kept after a failure"),
+        Keep::In(place) => text.push_str(&format!(", kept in {} after a failure", place.display())),
+    }
+    text
+}
+
+fn among(rungs: &[Rung]) -> String {
+    rungs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", else ")
+}
+
+fn places(places: &[PathBuf]) -> String {
+    places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 fn ladder(rungs: &[Rung], elsewhere: &[PathBuf]) -> String {
-    let rungs: Vec<_> = rungs.iter().map(ToString::to_string).collect();
-    let places: Vec<_> = elsewhere.iter().map(|place| place.display().to_string()).collect();
-    format!("{}; next to it, else in {}", rungs.join(", else "), places.join(", "))
+    format!("{}; next to it, else in {}", among(rungs), places(elsewhere))
 }
 
 fn users(users: &Users) -> String {

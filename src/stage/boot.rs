@@ -62,6 +62,7 @@ pub(super) struct Boot<'a> {
     audience: &'a mut Audience,
     /// Where the tree comes from, for those who are told.
     root: &'static str,
+    other_ways: Vec<String>,
     /// Which ids of the host the container's users have, if others than those.
     users: Option<IdMap>,
     /// What makes the tree of a container with users of its own, and then its process 1.
@@ -96,7 +97,7 @@ impl<'a> Boot<'a> {
     ) -> Result<Self> {
         let ids = session.ids()?;
         let owner = session.id_map().map(IdMap::root).transpose()?.map(|(uid, gid)| (uid.0, gid.0));
-        let root = session.root().mounted(owner)?;
+        let root = session.root().mounted(owner, spec)?;
         let (from_inner, link) = link::pair::<ToInner, FromInner>()?;
         let inbox = Inbox::new()?;
         let outer = Outer {
@@ -138,6 +139,7 @@ impl<'a> Boot<'a> {
             spec,
             audience,
             root: session.root().way(),
+            other_ways: session.root().refused().to_vec(),
             sequence: Sequence::new(users.is_some(), spec.wiring.pty, spec.has_stub),
             users,
             maker,
@@ -272,7 +274,7 @@ impl<'a> Boot<'a> {
     fn tell_start(&mut self) {
         let Some(first) = &self.first else { return };
         let users = self.users.as_ref();
-        self.audience.started(first.pid, &self.spec.machine, self.root, users);
+        self.audience.started(first.pid, &self.spec.machine, self.root, &self.other_ways, users);
         if !self.spec.notify_ready {
             self.audience.ready();
         }

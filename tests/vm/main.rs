@@ -12,14 +12,18 @@ mod caps;
 mod cleanup;
 mod combined;
 mod console;
+mod copy;
 mod credentials;
 mod devices;
 mod directory;
 mod environment;
 mod ephemeral;
+mod ephemeral_tmpfs;
 mod errors;
+mod exact;
 mod exit;
 mod explain;
+mod halted;
 mod host;
 mod hostile;
 mod idmap;
@@ -51,8 +55,10 @@ mod rootless;
 mod runhost;
 mod security;
 mod settings;
+mod snapshot;
 mod stacked;
 mod status;
+mod template;
 mod tmpfs;
 mod user;
 mod userns;
@@ -75,6 +81,10 @@ const SUITE: Suite = Suite {
         tmpfs::CASES,
         ephemeral::CASES,
         idmap::CASES,
+        ephemeral_tmpfs::CASES,
+        snapshot::CASES,
+        template::CASES,
+        copy::CASES,
         image::CASES,
         image_boot::CASES,
         image_ephemeral::CASES,

@@ -77,6 +77,12 @@ fn the_rung_of_a_throw_away_layer_is_told(t: &Guest) -> Result<()> {
     let (run, events) = events(t, &t.container(&tree).arg("--ephemeral=overlay"), "true")?;
     run.succeeds()?;
     ensure!(events.first() == Some(&started("overlay")), "told {events:?}");
+    let (run, events) = self::events(t, &t.container(&tree).arg("-x"), "true")?;
+    run.succeeds()?;
+    let why = format!("subvolume snapshot in {}: not a subvolume of btrfs", t.scratch().display());
+    let mut expected = started("overlay");
+    expected["refused"] = json!([why]);
+    ensure!(events.first() == Some(&expected), "told {events:?}");
     Ok(())
 }
 

@@ -43,6 +43,12 @@ pub struct Options {
     /// Measure how long guests of the suite take to be ready instead
     #[arg(long, conflicts_with = "tree")]
     guests: bool,
+    /// Measure throw-away runs and copies of a tree of 100,000 files instead
+    #[arg(long, conflicts_with_all = ["tree", "guests"])]
+    trees: bool,
+    /// With --trees, a tenth of it
+    #[arg(long, requires = "trees")]
+    quick: bool,
 }
 
 /// What is known of a lane.
@@ -76,6 +82,11 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         rustix::process::geteuid().is_root(),
         "measuring needs root, as starting containers does\nhint: sudo -E cargo xtask bench"
     );
+    if options.trees {
+        setup::run(Scope::Suite)?;
+        let rounds = usize::try_from(options.rounds).context("reading the number of rounds")?;
+        return super::bench_trees::run(workspace, mirror, rounds, options.quick, options.json);
+    }
     // Before the builds, which take longer than a typing error deserves.
     let given = options.tree.as_deref().map(given_tree).transpose()?;
     setup::run(if given.is_some() { Scope::Launcher } else { Scope::Suite })?;

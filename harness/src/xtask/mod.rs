@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod bench_guests;
+mod bench_trees;
 pub mod ci;
 mod closing;
 pub mod coverage_of_spec;
@@ -12,6 +13,7 @@ pub mod install;
 pub mod kernels;
 mod kill_test;
 pub mod mutants;
+pub mod project;
 pub mod select;
 pub mod self_test;
 mod self_test_runs;

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::settings::Settings;
-use crate::settings::value::{LinkJournal, Register, StartMode};
+use crate::settings::value::{Ephemeral, LinkJournal, PrivateUsers, Register, StartMode};
 
 /// What must not be said together, and what to do instead.
 struct Conflict {
@@ -62,6 +62,42 @@ const CONFLICTS: &[Conflict] = &[
         },
         what: "--template= needs --directory= or --machine=",
         hint: "name the directory that is to be filled from the template",
+    },
+    // TMP-02, DEF-10: the true reason.
+    Conflict {
+        said: |s, _| is_in_memory(s) && s.keep_on_failure.is_said(),
+        what: "--keep-on-failure excludes --ephemeral=tmpfs",
+        hint: "what is written to memory is gone with the container; --ephemeral=overlay keeps it",
+    },
+    // Where the kernel cannot map the owners of a layer, all files would be copied into memory.
+    Conflict {
+        said: |s, _| {
+            let users = s.private_users.value().is_some_and(|users| *users != PrivateUsers::No);
+            is_in_memory(s) && (users || s.private_users_if_possible.is_yes())
+        },
+        what: "--ephemeral=tmpfs with users of its own is not implemented in this version",
+        hint: "--ephemeral=overlay can be combined with -U and --private-users=",
+    },
+    Conflict {
+        said: |s, _| is_in_memory(s) && s.ephemeral_dir.is_said(),
+        what: "--ephemeral-dir= excludes --ephemeral=tmpfs",
+        hint: "a layer in memory is in no directory",
+    },
+    Conflict {
+        said: |s, _| s.keep_on_failure.is_said() && s.read_only.is_yes(),
+        what: "--keep-on-failure and --read-only exclude each other",
+        hint: "nothing is written that could be kept",
+    },
+    Conflict {
+        said: |s, _| {
+            let others = s.ephemeral_dir.is_said()
+                || s.ephemeral_reboot.is_said()
+                || s.keep_on_failure.is_said()
+                || s.keep_name.is_yes();
+            others && !is_ephemeral(s)
+        },
+        what: "--ephemeral-dir=, --ephemeral-reboot=, --keep-on-failure and --keep-name need --ephemeral",
+        hint: "they say how something is thrown away; add -x",
     },
     // I-06.
     Conflict {
@@ -123,6 +159,10 @@ fn is_ephemeral(settings: &Settings) -> bool {
     settings.ephemeral.value().is_some_and(Option::is_some)
 }
 
+fn is_in_memory(settings: &Settings) -> bool {
+    settings.ephemeral.value().copied().flatten() == Some(Ephemeral::Tmpfs)
+}
+
 /// Whether a cgroup is that of a user's session: `/user.slice/user-UID.slice/…` (systemd.slice(5),
 /// systemd.special(7)).
 fn belongs_to_a_user(cgroup: &str) -> bool {
@@ -167,6 +207,12 @@ mod tests {
     #[case::con_06("-x --template=/a -D /b", "--ephemeral and --template=")]
     #[case::con_08("-x --link-journal=host", "--ephemeral excludes --link-journal=")]
     #[case::con_08("-x --link-journal=guest", "--ephemeral excludes --link-journal=")]
+    #[case::tmp_02("--ephemeral=tmpfs --keep-on-failure", "--keep-on-failure excludes")]
+    #[case::users("--ephemeral=tmpfs -U", "--ephemeral=tmpfs with users of its own")]
+    #[case::tmpfs("--ephemeral=tmpfs --ephemeral-dir=/a", "--ephemeral-dir= excludes")]
+    #[case::read_only("-x --read-only --keep-on-failure", "--keep-on-failure and --read-only")]
+    #[case::not_ephemeral("--keep-name", "--ephemeral-dir=, ")]
+    #[case::not_ephemeral("--ephemeral-reboot=reset", "--ephemeral-dir=, ")]
     #[case::i_06("--mstack=/a -D /b", "--mstack= excludes")]
     #[case::i_06("--mstack=/a -x", "--mstack= excludes")]
     #[case::g_05("--cleanup -x -D /a", "--cleanup and --ephemeral")]

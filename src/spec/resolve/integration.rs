@@ -54,7 +54,9 @@ fn time_zone(mode: Timezone, access: Access) -> TimeZone {
 /// A journal that is thrown away with the tree is not linked; asking for that without a "try" is a
 /// contradiction, told elsewhere (CON-08).
 fn journal(mode: LinkJournal, root: &RootSpec) -> Journal {
-    let RootSpec::Directory { path, .. } = root else { return Journal::Leave };
+    let (RootSpec::Directory { path, .. } | RootSpec::Template { path, .. }) = root else {
+        return Journal::Leave;
+    };
     let tree = path.clone();
     let lenient = matches!(mode, LinkJournal::TryGuest | LinkJournal::TryHost);
     match mode {
@@ -68,6 +70,8 @@ fn journal(mode: LinkJournal, root: &RootSpec) -> Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::root::{Keep, Ladder, LayerSpec};
+    use crate::settings::value::EphemeralReboot;
     use rstest::rstest;
 
     /// T-01, HST-02.
@@ -140,8 +144,14 @@ mod tests {
         let access = Access::Write;
         let root = RootSpec::Directory { path: "/t".into(), access };
         assert_eq!(journal(mode, &root), lasting);
-        let (rungs, elsewhere) = (Vec::new(), Vec::new());
-        let root = RootSpec::Ephemeral { of: "/t".into(), access, rungs, elsewhere };
+        let layer = LayerSpec {
+            ladder: Ladder { rungs: Vec::new(), elsewhere: Vec::new() },
+            beside: true,
+            on_reboot: EphemeralReboot::Keep,
+            on_failure: Keep::No,
+            hostname: None,
+        };
+        let root = RootSpec::Ephemeral { of: "/t".into(), access, layer };
         assert_eq!(journal(mode, &root), Journal::Leave);
     }
 }

@@ -49,7 +49,8 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     let read_only = settings.read_only.is_yes() || volatile != Volatile::No;
     let access = if read_only { Access::Read } else { Access::Write };
     let users = users::users(settings, host, access)?;
-    let root = root::root(settings, host, source, access)?;
+    let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
+    let root = root::root(settings, host, source, access, &hostname)?;
     let network = if settings.private_network.is_yes() { Network::Private } else { Network::Host };
     let [stdin, stdout, stderr] = host.terminals;
     let wiring = match start {
@@ -67,7 +68,6 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         },
     };
     let knobs = knobs::knobs(host)?;
-    let hostname = settings.hostname.value().map_or_else(|| machine.clone(), ToString::to_string);
     Ok(Spec {
         hostname,
         integration: integration::integration(settings, &root, network),
@@ -93,7 +93,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         labels: security::labels(settings, host)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
         has_stub: process::has_stub(settings)?,
-        shares: process::shares(settings, host)?,
+        shares: process::shares(settings, host, &users)?,
         kill_signal: process::kill_signal(settings),
         restart: process::restart(settings),
         handover: host.handover,
@@ -113,12 +113,8 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
 fn refuse_what_is_missing(s: &Settings) -> Result<()> {
     let no = |said: bool, option: &'static str| said.then_some(option);
     let missing = [
-        no(s.template.is_said(), "--template="),
         no(s.mstack.is_said(), "--mstack="),
         no(s.oci_bundle.is_said(), "--oci-bundle="),
-        no(s.ephemeral_reboot.is_said(), "--ephemeral-reboot="),
-        no(s.keep_on_failure.is_said(), "--keep-on-failure"),
-        no(s.keep_name.is_yes(), "--keep-name"),
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
@@ -260,8 +256,9 @@ pub(super) mod tests {
     fn the_host_needs_a_throw_away_layer() {
         let error = spec(&["-D", "/"]).unwrap_err();
         assert!(error.to_string().contains("its own container's root"), "{error}");
-        let RootSpec::Ephemeral { rungs, .. } = spec(&["-xD", "/"]).unwrap().root else { panic!() };
-        assert_eq!(rungs, [Rung::Snapshot, Rung::Overlay]);
+        let RootSpec::Ephemeral { layer, .. } = spec(&["-xD", "/"]).unwrap().root else { panic!() };
+        let rungs = [Rung::Snapshot, Rung::Overlay, Rung::Reflink, Rung::Copy];
+        assert_eq!(layer.ladder.rungs, rungs);
     }
 
     fn environment(words: &[&str], host: &Host) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! Which tree, and what is the machine called?
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -7,9 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::errors::hinted;
 use crate::host::Host;
 use crate::root::verity::Verity;
-use crate::root::{Access, Ladder, RootSpec, Rung};
+use crate::root::{Access, Keep, Ladder, LayerSpec, RootSpec, Rung};
 use crate::settings::Settings;
-use crate::settings::value::{Ephemeral, MachineName, Volatile};
+use crate::settings::value::{Ephemeral, EphemeralReboot, MachineName, Volatile};
 
 /// Where machines are kept; `-M` alone searches them in this order (I-01).
 const MACHINES: [&str; 4] =
@@ -25,12 +26,14 @@ pub(super) enum Source {
     Directory(PathBuf),
     /// A disk image.
     Image(PathBuf),
+    /// A directory that is filled from the template if it does not exist.
+    Template { path: PathBuf, from: PathBuf },
 }
 
 impl Source {
     pub(super) fn path(&self) -> &Path {
         match self {
-            Self::Directory(path) | Self::Image(path) => path,
+            Self::Directory(path) | Self::Image(path) | Self::Template { path, .. } => path,
         }
     }
 }
@@ -40,6 +43,14 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<Source> {
     if let Some(path) = settings.image.value() {
         return Ok(Source::Image(existing(path, "--image=", "disk image", host)?));
     }
+    if let Some(from) = settings.template.value() {
+        let from = existing(from, "--template=", "template", host)?;
+        // Without a directory it is itself what runs (I-03).
+        if settings.ephemeral.value().copied().flatten().is_some() {
+            return Ok(Source::Directory(from));
+        }
+        return Ok(Source::Template { path: to_fill(settings, host)?, from });
+    }
     if let Some(path) = settings.directory.value() {
         return Ok(Source::Directory(existing(path, "--directory=", "directory", host)?));
     }
@@ -47,18 +58,8 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<Source> {
         let path = existing(Path::new("."), "the working directory", "directory", host)?;
         return Ok(Source::Directory(path));
     };
-    let candidates = MACHINES.into_iter().flat_map(|dir| {
-        let path = Path::new(dir).join(machine.as_str());
-        let image = Path::new(dir).join(format!("{machine}{IMAGE_SUFFIX}"));
-        [Source::Directory(path), Source::Image(image)]
-    });
-    for candidate in candidates {
-        if let Ok(path) = (host.canonical)(candidate.path()) {
-            return Ok(match candidate {
-                Source::Directory(_) => Source::Directory(path),
-                Source::Image(_) => Source::Image(path),
-            });
-        }
+    if let Some(found) = machine_named(machine, host) {
+        return Ok(found);
     }
     bail!(hinted(
         format!("--machine=: there is no machine \"{machine}\""),
@@ -69,15 +70,69 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<Source> {
     ))
 }
 
-fn existing(path: &Path, option: &str, what: &str, host: &Host) -> Result<PathBuf> {
-    let absolute = match (&host.cwd, path.is_absolute()) {
-        (_, true) => path.to_owned(),
-        (Some(cwd), false) => cwd.join(path),
+/// The directory or image of this name among the machines.
+fn machine_named(machine: &MachineName, host: &Host) -> Option<Source> {
+    let mut candidates = MACHINES.into_iter().flat_map(|dir| {
+        let path = Path::new(dir).join(machine.as_str());
+        let image = Path::new(dir).join(format!("{machine}{IMAGE_SUFFIX}"));
+        [Source::Directory(path), Source::Image(image)]
+    });
+    candidates.find_map(|candidate| {
+        let path = (host.canonical)(candidate.path()).ok()?;
+        Some(match candidate {
+            Source::Image(_) => Source::Image(path),
+            _ => Source::Directory(path),
+        })
+    })
+}
+
+/// The directory that a template fills: the one that was named, or that of the machine (CLI-05).
+fn to_fill(settings: &Settings, host: &Host) -> Result<PathBuf> {
+    if let Some(path) = settings.directory.value() {
+        return canonical_if_it_exists(path, host);
+    }
+    let machine = settings.machine.value().context("a bug in rspawn: nothing to fill")?;
+    match machine_named(machine, host) {
+        Some(Source::Image(image)) => bail!(hinted(
+            format!("--template=: the machine \"{machine}\" is an image, {}", image.display()),
+            "a template fills a directory; name one with -D",
+        )),
+        Some(found) => Ok(found.path().to_owned()),
+        None => canonical_if_it_exists(&Path::new(MACHINES[0]).join(machine.as_str()), host),
+    }
+}
+
+/// A path whose last component may be missing.
+fn canonical_if_it_exists(path: &Path, host: &Host) -> Result<PathBuf> {
+    let absolute = absolute(path, host)?;
+    let found = (host.canonical)(&absolute);
+    let missing = found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let (Some(parent), Some(name), true) = (absolute.parent(), absolute.file_name(), missing)
+    else {
+        return existing(path, "--directory=", "directory", host);
+    };
+    let parent = (host.canonical)(parent).with_context(|| {
+        hinted(
+            format!("--directory=: looking for the place of \"{}\"", path.display()),
+            "the directory is made, those above it must exist",
+        )
+    })?;
+    Ok(parent.join(name))
+}
+
+fn absolute(path: &Path, host: &Host) -> Result<PathBuf> {
+    match (&host.cwd, path.is_absolute()) {
+        (_, true) => Ok(path.to_owned()),
+        (Some(cwd), false) => Ok(cwd.join(path)),
         (None, false) => bail!(hinted(
             "the working directory cannot be read",
             "name the root of the container with -D",
         )),
-    };
+    }
+}
+
+fn existing(path: &Path, option: &str, what: &str, host: &Host) -> Result<PathBuf> {
+    let absolute = absolute(path, host)?;
     (host.canonical)(&absolute).with_context(|| {
         hinted(
             format!("{option}: looking for the {what} \"{}\"", path.display()),
@@ -100,7 +155,7 @@ pub(super) fn machine(settings: &Settings, source: &Source) -> Result<MachineNam
     }
     let component = source.path().file_name().and_then(|name| name.to_str());
     let component = match source {
-        Source::Directory(_) => component,
+        Source::Directory(_) | Source::Template { .. } => component,
         Source::Image(_) => component.map(|name| name.strip_suffix(IMAGE_SUFFIX).unwrap_or(name)),
     };
     // The root directory has no name; systemd-nspawn takes the host's then.
@@ -123,6 +178,7 @@ pub(super) fn root(
     host: &Host,
     source: Source,
     access: Access,
+    hostname: &str,
 ) -> Result<RootSpec> {
     let elsewhere = || match settings.ephemeral_dir.value() {
         Some(dir) => vec![dir.clone()],
@@ -150,26 +206,67 @@ pub(super) fn root(
             Ok(RootSpec::Directory { path, access })
         }
         (Source::Directory(of), Some(mode)) => {
-            let rungs = match mode {
-                Ephemeral::Auto => vec![Rung::Snapshot, Rung::Overlay],
-                Ephemeral::Snapshot => vec![Rung::Snapshot],
-                Ephemeral::Overlay => vec![Rung::Overlay],
-                Ephemeral::Reflink | Ephemeral::Copy | Ephemeral::Tmpfs => bail!(hinted(
-                    format!("--ephemeral={mode} is not implemented in this version"),
-                    "--ephemeral=auto takes a subvolume snapshot or an overlay",
-                )),
-            };
-            Ok(RootSpec::Ephemeral { of, access, rungs, elsewhere: elsewhere() })
+            let layer = layer(settings, host, mode, hostname)?;
+            Ok(RootSpec::Ephemeral { of, access, layer })
         }
+        (Source::Template { path, from }, _) => Ok(RootSpec::Template { path, from, access }),
         (Source::Image(path), mode) => {
             // Those below /usr belong to the system, which is not changed by running a part of it (I-01).
             let access = if path.starts_with("/usr") { Access::Read } else { access };
+            refuse_for_images(settings)?;
             let verity = verity(settings, host, mode.is_some());
             let rungs = mode.map(|mode| rungs_of_image(mode, &verity)).transpose()?;
             let throw_away = rungs.map(|rungs| Ladder { rungs, elsewhere: elsewhere() });
             let policy = settings.image_policy.value().cloned();
             Ok(RootSpec::Image { path, access, policy, verity, throw_away })
         }
+    }
+}
+
+/// How a throw-away layer over a directory is made, and what becomes of it.
+fn layer(settings: &Settings, host: &Host, mode: Ephemeral, hostname: &str) -> Result<LayerSpec> {
+    let rungs = match mode {
+        Ephemeral::Auto => vec![Rung::Snapshot, Rung::Overlay, Rung::Reflink, Rung::Copy],
+        Ephemeral::Snapshot => vec![Rung::Snapshot],
+        Ephemeral::Reflink => vec![Rung::Reflink],
+        Ephemeral::Copy => vec![Rung::Copy],
+        Ephemeral::Overlay => vec![Rung::Overlay],
+        Ephemeral::Tmpfs => vec![Rung::Tmpfs],
+    };
+    let named = settings.ephemeral_dir.value();
+    let elsewhere = match named {
+        Some(dir) => vec![existing(dir, "--ephemeral-dir=", "directory", host)?],
+        None => layer_places(host),
+    };
+    let on_failure = match settings.keep_on_failure.value() {
+        None => Keep::No,
+        Some(None) => Keep::There,
+        Some(Some(dir)) => Keep::In(existing(dir, "--keep-on-failure=", "directory", host)?),
+    };
+    // Snapshots and copies are to be what the original is (SNP-18).
+    let renamed = mode == Ephemeral::Tmpfs && !settings.keep_name.is_yes();
+    Ok(LayerSpec {
+        ladder: Ladder { rungs, elsewhere },
+        beside: named.is_none(),
+        on_reboot: settings.ephemeral_reboot.or(EphemeralReboot::Keep),
+        on_failure,
+        hostname: renamed.then(|| hostname.to_owned()),
+    })
+}
+
+/// What only a layer over a directory has.
+fn refuse_for_images(settings: &Settings) -> Result<()> {
+    let reset = settings.ephemeral_reboot.or(EphemeralReboot::Keep) == EphemeralReboot::Reset;
+    let said = [
+        (reset, "--ephemeral-reboot=reset"),
+        (settings.keep_on_failure.is_said(), "--keep-on-failure"),
+    ];
+    match said.into_iter().find(|(said, _)| *said) {
+        None => Ok(()),
+        Some((_, option)) => bail!(hinted(
+            format!("{option} is for directories, not for images"),
+            "what is written to a throw-away image is gone when the container ends",
+        )),
     }
 }
 
