@@ -11,7 +11,7 @@ use rspawn::handover::Handover;
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, handover, host, mounts, root, spec, stage};
+use rspawn::{exit, handover, host, mounts, root, spec, stage, userns};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -63,6 +63,7 @@ fn act(invocation: Invocation, handover: Handover, audience: &mut Audience) -> R
         }
         Invocation::Cleanup(settings) => {
             let spec = decide(*settings, &host)?;
+            userns::become_root(&spec.users)?;
             let mut places = mounts::places_of_work(&spec.mounts);
             places.extend(spec.scratch_places);
             root::sweep(spec.root.source(), &places);

@@ -81,7 +81,7 @@
 //!     let project =
 //!         Project { package: "mine", program: "mine", suite: "mine-cases", libraries: &[] };
 //!     let here = Workspace::of_package(Path::new(env!("CARGO_MANIFEST_DIR")));
-//!     harness::xtask::vm_test::main(&here.testing(project))
+//!     harness::xtask::project::main(&here.testing(project))
 //! }
 //! ```
 //!

@@ -321,18 +321,18 @@ mod tests {
     fn links_of_the_host_lead_where_they_led_before_anything_was_mounted() {
         use std::os::unix::fs::symlink;
         let dir = tempfile::tempdir().unwrap();
-        let top = dir.path().canonicalize().unwrap();
-        std::fs::create_dir_all(top.join("etc")).unwrap();
-        std::fs::create_dir_all(top.join("run/deep")).unwrap();
-        std::fs::write(top.join("run/deep/file"), "found").unwrap();
-        symlink("../run/via", top.join("etc/relative")).unwrap();
-        symlink(top.join("run/deep"), top.join("run/via")).unwrap();
-        symlink("loop", top.join("loop")).unwrap();
-        let read = |path: &str| read_of_host(&top.join(path));
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(base.join("etc")).unwrap();
+        std::fs::create_dir_all(base.join("run/deep")).unwrap();
+        std::fs::write(base.join("run/deep/file"), "found").unwrap();
+        symlink("../run/via", base.join("etc/relative")).unwrap();
+        symlink(base.join("run/deep"), base.join("run/via")).unwrap();
+        symlink("loop", base.join("loop")).unwrap();
+        let read = |path: &str| read_of_host(&base.join(path));
         assert_eq!(read("etc/relative/file").unwrap(), b"found");
         assert_eq!(read("etc/relative/../../etc/relative/./file").unwrap(), b"found");
         let up = "../".repeat(30);
-        let path = top.join(format!("{up}{}", top.strip_prefix("/").unwrap().display()));
+        let path = base.join(format!("{up}{}", base.strip_prefix("/").unwrap().display()));
         assert_eq!(read_of_host(&path.join("run/deep/file")).unwrap(), b"found");
         assert_eq!(read("loop").unwrap_err().raw_os_error(), Some(libc::ELOOP));
         assert!(read("run/nothing").is_err() && read("run/deep").is_err());

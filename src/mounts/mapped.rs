@@ -28,7 +28,7 @@ pub fn mapped(mut rows: Vec<Mount>, users: Option<&IdMap>) -> Result<Vec<Mount>>
 
 fn map(name: &str, value: &str, users: &IdMap) -> Result<String> {
     let Ok(id) = value.parse() else { return Ok(value.to_owned()) };
-    let mapped = match name.as_ref() {
+    let mapped = match name {
         "uid" => users.host_uid(GuestUid(id)).map(|id| id.to_string()),
         "gid" => users.host_gid(GuestGid(id)).map(|id| id.to_string()),
         _ => return Ok(value.to_owned()),

@@ -345,9 +345,14 @@ impl Volume {
     }
 
     /// The kernel takes two devices of one btrfs for its parts, so a copy of an image cannot be mounted beside it
-    /// (fs/btrfs/volumes.c, device_list_add).
+    /// (fs/btrfs/volumes.c, device_list_add); and no file system goes below the blocks of its device.
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        let verified = matches!(self.device, Device::Verified(_));
         match error.downcast_ref::<Errno>() {
+            Some(&Errno::INVAL) if verified => error.context(hinted(
+                "on what is verified",
+                "has it smaller blocks than its hash tree? veritysetup(8) has --data-block-size",
+            )),
             Some(&(Errno::EXIST | Errno::BUSY)) if self.system == FileSystem::Btrfs => error
                 .context(hinted(
                     "a btrfs of the same id is mounted",

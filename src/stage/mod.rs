@@ -2,7 +2,7 @@
 //!
 //! | process    | namespaces of its own                         | does |
 //! |------------|-----------------------------------------------|------|
-//! | supervisor | none                                          | forks the first process, forwards the console, waits, cleans up |
+//! | supervisor | none, or user and mount of an ordinary user's  | forks the first process, forwards the console, waits, cleans up |
 //! | the first  | mount, PID, UTS, IPC, cgroup, perhaps network | outer makes the tree and switches the root, inner makes the machine, gives up privileges and execs the payload |
 //!
 //! ```text
@@ -20,6 +20,18 @@
 //!
 //! With `--as-pid2` inner forks once more, announces that process as `Payload`, and becomes a stub (E-01); the
 //! new process goes on in its place.
+//!
+//! A container with users of its own (U-01) has two processes for the two parts, since what makes the tree has rights
+//! over the host that its process 1 has not (`apart.rs`):
+//!
+//! ```text
+//! supervisor ── fork ──▶ outer ── fork, as a sibling ──▶ inner
+//!     │  ◀── First(pidfd) ───┘ exits                       │
+//!     ├──── Mapped ───────────────────────────────────────▶│
+//!     ├──── Cgroup ───────────────────────────────────────▶│ and on as above
+//! ```
+//!
+//! An ordinary user's supervisor enters a user namespace before it does anything else, and is a root for the rest.
 //!
 //! A process that fails sends `Failed` instead, and only the supervisor tells the user.
 

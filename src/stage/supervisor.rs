@@ -1,7 +1,7 @@
 //! The parent: starts the container, and starts it again if it reboots.
 //!
-//! It stays in the caller's namespaces and has one thread and one event loop, that of [`Boot`]. Signals are
-//! read from a descriptor, so that every way out takes back what was done (R9).
+//! It stays in the caller's namespaces, unless it must be the root of one to do anything, and has one thread and one
+//! event loop, that of [`Boot`]. Signals are read from a descriptor, so that every way out takes back what was done (R9).
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
@@ -15,7 +15,7 @@ use crate::credentials;
 use crate::errors::Verbosity;
 use crate::exit::Next;
 use crate::session::Session;
-use crate::spec::{Spec, Users};
+use crate::spec::Spec;
 use crate::userns;
 
 /// What ends us when it comes once or, with an init, twice (RUN-06, RUN-07).
@@ -28,9 +28,7 @@ const TERMINATING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHU
 pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
     // Whoever gives one may keep us waiting; a signal simply ends us then, since nothing is made yet.
     let credentials = credentials::load(&spec.credentials)?;
-    if let Users::Caller(map) = &spec.users {
-        userns::enter(map)?;
-    }
+    userns::become_root(&spec.users)?;
     let signals = block_signals()?;
     let mut session = Session::open(spec, credentials)?;
     let mut console = open_console(spec)?;

@@ -11,7 +11,6 @@ mod pick;
 pub mod range;
 mod subordinate;
 
-pub(crate) use enter::enter;
 pub(crate) use subordinate::ids as of_caller;
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +18,7 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::errors::hinted;
 use crate::root::lock::Lock;
-use crate::spec::WhichIds;
+use crate::spec::{Users, WhichIds};
 use map::IdMap;
 use range::{IdRange, USUAL_COUNT};
 
@@ -53,6 +52,17 @@ pub(crate) fn settle(wanted: &WhichIds, machine: &str, owner: (u32, u32)) -> Res
         }
     };
     Ok(Ids { map, _lock: lock })
+}
+
+/// Gives an ordinary user the rights that a container takes, if that is who we are.
+///
+/// # Errors
+/// When this machine keeps user namespaces from ordinary users, or does not grant the ids.
+pub fn become_root(users: &Users) -> Result<()> {
+    match users {
+        Users::Caller(map) => enter::enter(map),
+        Users::Host | Users::Private { .. } => Ok(()),
+    }
 }
 
 /// Whether we are in a user namespace, and not in the first: that maps all ids to themselves (user_namespaces(7)).

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::case::Need;
@@ -25,7 +24,6 @@ cases![
     its_cgroup_lies_below_its_unit: [SYSTEMD, OURS] within 60,
     a_unit_is_started_when_its_container_is_ready: [SYSTEMD, OURS] within 60,
     stopping_a_unit_halts_what_it_booted: [SYSTEMD, OURS] within 180,
-    a_reboot_restarts_its_unit: [SYSTEMD, OURS] within 60,
     the_host_reads_a_linked_journal: [SYSTEMD] within 240,
 ];
 
@@ -185,21 +183,6 @@ fn stopping_a_unit_halts_what_it_booted(t: &Guest) -> Result<()> {
     unit.shows("ExecMainStatus", "0")?;
     ensure!(os.path().join("root/stopped").exists(), "it was killed before its service stopped");
     Ok(())
-}
-
-/// RUN-14, F-03: the manager starts the unit again, so that all of it is new.
-fn a_reboot_restarts_its_unit(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
-    let script =
-        "[ -e /again ] && touch /second && exec sleep 1000; touch /again; reboot -f; sleep 1000";
-    let words = format!("-D {} /bin/sh -c '{script}'", tree.path().display());
-    let unit = Unit::make(t, "rspawn-case.service", &words)?;
-    unit.start()?;
-    // The manager tells nobody; the case's own limit ends this.
-    while tree.has("second").is_err() {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    unit.shows("NRestarts", "1")
 }
 
 /// HST-03, T-03: journald inside writes, journalctl outside reads.

@@ -20,9 +20,9 @@ const MKFS_BTRFS: Need = Need::Tool("mkfs.btrfs");
 const BTRFS: Need = Need::Module("btrfs");
 
 cases![
-    xfs_is_mounted: [OURS, LOOP, MKFS_XFS, XFS],
+    xfs_is_mounted: [OURS, LOOP, MKFS_XFS, XFS] within 120,
     an_ext4_and_its_copies_run_at_once: [OURS, LOOP, EXT4],
-    an_xfs_and_its_copies_run_at_once: [OURS, LOOP, MKFS_XFS, XFS],
+    an_xfs_and_its_copies_run_at_once: [OURS, LOOP, MKFS_XFS, XFS] within 120,
     a_btrfs_runs_beside_its_overlays: [OURS, LOOP, MKFS_BTRFS, BTRFS],
     the_default_subvolume_is_the_root: [OURS, LOOP, MKFS_BTRFS, BTRFS],
     compressed_roots_take_every_mode: [OURS, LOOP, Need::Tool("mksquashfs"), Need::Tool("mkfs.erofs"),

@@ -15,8 +15,8 @@ use crate::image::{EXT4, LOOP, OURS, container, disk, holding, root};
 
 cases![
     an_ext4_grows_with_its_partition: [OURS, LOOP, EXT4],
-    a_btrfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.btrfs"), Need::Module("btrfs")],
-    an_xfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.xfs"), Need::Module("xfs")],
+    a_btrfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.btrfs"), Need::Module("btrfs")] within 120,
+    an_xfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.xfs"), Need::Module("xfs")] within 120,
     a_file_system_with_errors_is_repaired: [OURS, LOOP, EXT4, Need::Tool("debugfs")],
     what_needs_a_decision_is_refused: [OURS, LOOP, EXT4, Need::Tool("debugfs")],
     a_missing_program_is_told: [OURS, LOOP, EXT4, Need::Tool("debugfs"), Need::Tool("unshare")],

@@ -16,11 +16,11 @@ use crate::image::OURS;
 const OSTREE: Need = Need::Tool("ostree");
 
 cases![
-    a_deployment_runs_with_the_shared_var: [OSTREE] within 60,
-    two_deployments_share_a_var: [OSTREE] within 60,
-    a_deployment_is_read_only_or_volatile: [OSTREE] within 60,
-    a_throw_away_run_changes_nothing_of_the_sysroot: [OSTREE, Need::Fs("ext4")] within 60,
-    the_example_of_the_readme_works: [OURS, OSTREE] within 60,
+    a_deployment_runs_with_the_shared_var: [OSTREE] within 120,
+    two_deployments_share_a_var: [OSTREE] within 120,
+    a_deployment_is_read_only_or_volatile: [OSTREE] within 120,
+    a_throw_away_run_changes_nothing_of_the_sysroot: [OSTREE, Need::Fs("ext4")] within 120,
+    the_example_of_the_readme_works: [OURS, OSTREE] within 120,
 ];
 
 /// A sysroot with two deployments of one system. They are immutable until it is dropped.

@@ -130,7 +130,8 @@ fn two_at_the_same_time_have_other_ids(t: &Guest) -> Result<()> {
     let first = given(t.tree().name("first"))?;
     let second = given(t.tree().name("second"))?;
     let mut running = picked(t, &first, "beta-1").start(&format!("{MAP}; exec sleep 1000"))?;
-    ensure!(running.next_line()? == map(BASE, 65536).lines().next().unwrap_or_default(), "others");
+    let line = running.next_line()?;
+    ensure!(line.trim() == format!("0 {BASE} 65536"), "its ids are {line}");
     picked(t, &second, "beta-1").sh(MAP)?.prints(&map(398_655_488, 65536))?;
     running.signal(Signal::TERM)?;
     running.end()?;
@@ -215,7 +216,7 @@ fn devices_and_file_systems_work(t: &Guest) -> Result<()> {
         (echo 1 > /proc/sys/kernel/printk) 2>/dev/null || echo proc
         mount | grep -c ' on /proc type proc '
         ls /proc | grep -c '^1$'
-        cat /proc/1/comm";
+        cat /proc/1/comm; true";
     with_range(t, &tree).sh(script)?.prints("000000\n3\nptmx\nsys\nproc\n1\n1\nsh")?;
     Ok(())
 }
@@ -240,7 +241,7 @@ fn the_host_is_out_of_reach(t: &Guest) -> Result<()> {
              umount -l $place 2>/dev/null && echo $place was taken off
          done
          ls -d /../host-mark /tree /stand 2>/dev/null
-         grep -c ' / / ' /proc/self/mountinfo";
+         busybox cut -d' ' -f5 /proc/self/mountinfo | grep -c '^/$'";
     let run = with_range(t, &tree).sh(script)?;
     if t.subject() == Subject::Nspawn {
         return run.succeeds().map(|_| ());

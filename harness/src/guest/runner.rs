@@ -91,7 +91,8 @@ pub fn run(
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("becoming the reaper of what cases leave")?;
     let scratch = place.scratch.join("case");
-    if work.boot == 0 {
+    // A power cut may have taken it, with all else that was not on the disk yet.
+    if work.boot == 0 || !scratch.exists() {
         fs::create_dir(&scratch).with_context(|| format!("making {}", scratch.display()))?;
     }
     let before = Snapshot::take(&scratch)?;

@@ -13,6 +13,7 @@ pub mod install;
 pub mod kernels;
 mod kill_test;
 pub mod mutants;
+pub mod project;
 pub mod select;
 pub mod self_test;
 mod self_test_runs;

@@ -9,10 +9,32 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::case::Listing;
+use crate::guest::Subject;
 use crate::report::difference::Differences;
 use crate::report::shard::{REPORT, Shard};
 use crate::rundir;
 use crate::workspace::Workspace;
+
+/// Which launchers a run has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Subjects {
+    /// The launcher under test.
+    Rspawn,
+    /// The guest's systemd-nspawn.
+    Nspawn,
+    /// One after the other.
+    Both,
+}
+
+impl Subjects {
+    pub(super) fn subjects(self) -> &'static [Subject] {
+        match self {
+            Self::Rspawn => &[Subject::Rspawn],
+            Self::Nspawn => &[Subject::Nspawn],
+            Self::Both => &[Subject::Rspawn, Subject::Nspawn],
+        }
+    }
+}
 
 /// How to choose cases.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -35,32 +35,11 @@ use crate::workspace::Workspace;
 use crate::{schedule, tool};
 
 use super::closing::Ended;
-use super::select::Selection;
+use super::select::{Selection, Subjects};
 use super::{doctor, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-
-/// Which launchers a run has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Subjects {
-    /// The launcher under test.
-    Rspawn,
-    /// The guest's systemd-nspawn.
-    Nspawn,
-    /// One after the other.
-    Both,
-}
-
-impl Subjects {
-    fn subjects(self) -> &'static [Subject] {
-        match self {
-            Self::Rspawn => &[Subject::Rspawn],
-            Self::Nspawn => &[Subject::Nspawn],
-            Self::Both => &[Subject::Rspawn, Subject::Nspawn],
-        }
-    }
-}
 
 /// How to choose and run cases.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -146,30 +125,6 @@ pub struct Options {
     /// Count the guests that go wrong on purpose among the cases
     #[arg(long, hide = true)]
     pub with_faults: bool,
-}
-
-/// A command line that is this sub-command alone.
-#[derive(Debug, clap::Parser)]
-#[command(about = "Runs the cases of a suite in guests")]
-struct Alone {
-    /// Debian archive to use instead of the one in this machine's apt configuration
-    #[arg(long, value_name = "URL")]
-    mirror: Option<String>,
-    #[command(flatten)]
-    options: Options,
-}
-
-/// The whole of a program that runs another project's suite: reads the command line, runs, tells the one error.
-#[must_use]
-pub fn main(workspace: &Workspace) -> ExitCode {
-    let Alone { mirror, options } = clap::Parser::parse();
-    match check(&options).and_then(|()| run(workspace, mirror.as_deref(), &options)) {
-        Ok(code) => code,
-        Err(error) => {
-            say(&format!("vm-test: {error:#}"));
-            exit::INFRASTRUCTURE.into()
-        }
-    }
 }
 
 /// Runs the suite.

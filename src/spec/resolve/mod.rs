@@ -93,7 +93,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         labels: security::labels(settings, host)?,
         no_new_privileges: settings.no_new_privileges.is_yes(),
         has_stub: process::has_stub(settings)?,
-        shares: process::shares(settings, host)?,
+        shares: process::shares(settings, host, &users)?,
         kill_signal: process::kill_signal(settings),
         restart: process::restart(settings),
         handover: host.handover,

@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::notify;
 use crate::settings::Settings;
 use crate::settings::value::{KillSignal, StartMode};
-use crate::spec::Shares;
+use crate::spec::{Shares, Users};
 use crate::stage;
 
 /// The variables by which a payload finds its notification socket (E-07) and the descriptors that are handed
@@ -39,8 +39,9 @@ pub(super) fn has_stub(settings: &Settings) -> Result<bool> {
 /// systemd-nspawn has in its place now (CLI-28, F-05). Nothing is registered then, as there is no machine (REG-05).
 ///
 /// # Errors
-/// When process 1 is wanted in the host's PID namespace, or an init where it would rename the host (CON-01).
-pub(super) fn shares(settings: &Settings, host: &Host) -> Result<Shares> {
+/// When process 1 is wanted in the host's PID namespace, an init where it would rename the host (CON-01), or the host's
+/// processes by users who may not see them: the kernel shows a PID namespace to those it belongs to.
+pub(super) fn shares(settings: &Settings, host: &Host, users: &Users) -> Result<Shares> {
     let said = |name: &str| knobs::boolean(host, name).map(Option::unwrap_or_default);
     let all = settings.share_system.is_yes() | said("SYSTEMD_NSPAWN_SHARE_SYSTEM")?;
     let shares = Shares {
@@ -53,6 +54,12 @@ pub(super) fn shares(settings: &Settings, host: &Host) -> Result<Shares> {
         bail!(hinted(
             "--boot needs namespaces of its own",
             "leave out --share-system and the variables SYSTEMD_NSPAWN_SHARE_…",
+        ));
+    }
+    if *users != Users::Host && shares.pid {
+        bail!(hinted(
+            "--share-system needs the host's users",
+            "it excludes --private-users=, and takes root: put sudo before the command",
         ));
     }
     if start == StartMode::Pid2 && shares.pid {
@@ -83,6 +90,8 @@ fn is_pid2(settings: &Settings) -> bool {
 mod tests {
     use super::*;
     use crate::settings::Source;
+    use crate::spec::{Ownership, WhichIds};
+    use crate::userns::range::IdRange;
     use rstest::rstest;
 
     fn settings(start: StartMode) -> Settings {
@@ -155,7 +164,19 @@ mod tests {
                 _ => settings.share_system.say(true, &Source::CommandLine),
             }
         }
-        let found = shares(&settings, &host).ok();
+        let found = shares(&settings, &host, &Users::Host).ok();
         assert_eq!(found.map(|shares| (shares.pid, shares.uts, shares.ipc)), expected);
+    }
+
+    /// CLI-28, U-01: procfs of a PID namespace is for those whom it belongs to.
+    #[test]
+    fn other_users_do_not_see_the_hosts_processes() {
+        let host = Host::look(crate::handover::Handover::default());
+        let mut settings = Settings::default();
+        settings.share_system.say(true, &Source::CommandLine);
+        let ids = WhichIds::Range(IdRange::IDENTITY);
+        let users = Users::Private { ids, ownership: Ownership::Off };
+        let error = shares(&settings, &host, &users).unwrap_err().to_string();
+        assert_eq!(error, "--share-system needs the host's users");
     }
 }

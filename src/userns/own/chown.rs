@@ -1,6 +1,8 @@
 //! How do all files of a tree get owners in another range? From the leaves up; each file is opened as a place only,
 //! looked at and changed by that one descriptor, so that no exchange of names leads us to another file.
 //!
+//! By one thread: on two busy cores a second one gained nothing (ext4, a Debian tree of 6000 files).
+//!
 //! What giving a file away destroys (chown(2): set-id bits, and file capabilities) is given back. Until it is, a note
 //! on the file keeps it, so that not even SIGKILL in between loses it.
 

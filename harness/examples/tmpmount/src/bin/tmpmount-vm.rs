@@ -14,5 +14,5 @@ fn main() -> ExitCode {
     };
     // What is in qemu/, images/ and ci/ of this directory counts; kernels and images are kept below cargo's target.
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    harness::xtask::vm_test::main(&Workspace::of_package(here).testing(project))
+    harness::xtask::project::main(&Workspace::of_package(here).testing(project))
 }
