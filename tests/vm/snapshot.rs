@@ -32,7 +32,7 @@ cases![
     a_tree_beside_which_nothing_can_be_made_has_its_layer_elsewhere: [OURS],
     kill_9_at_any_step_is_collected_by_the_next_start: [OURS] within 120,
     kill_9_at_any_step_of_a_snapshot_is_collected_by_the_next_start: [OURS, BTRFS] within 120,
-    a_request_to_end_at_any_step_leaves_nothing: [OURS] within 120,
+    a_request_to_end_while_a_layer_is_made_leaves_nothing: [OURS] within 120,
     what_a_live_run_is_making_is_not_collected: [OURS],
     a_reboot_keeps_or_resets_the_layer: [OURS],
     a_reboot_keeps_or_resets_a_snapshot: [OURS, BTRFS],
@@ -265,7 +265,7 @@ fn kill_9_at_any_step_of_a_snapshot_is_collected_by_the_next_start(t: &Guest) ->
 }
 
 /// R9.
-fn a_request_to_end_at_any_step_leaves_nothing(t: &Guest) -> Result<()> {
+fn a_request_to_end_while_a_layer_is_made_leaves_nothing(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         for step in ["holder-made", "copy-begun", "copied", "layer-made"] {
