@@ -19,7 +19,6 @@ cases![
     a_bad_assignment_is_named,
     a_bad_bind_is_named,
     a_file_is_no_tree,
-    an_ordinary_user_is_told_to_become_root,
     help_and_version_need_no_root,
     options_behind_the_command_are_the_commands,
     what_excludes_each_other_touches_nothing,
@@ -166,15 +165,6 @@ fn a_file_is_no_tree(t: &Guest) -> Result<()> {
 }
 
 const ORDINARY: &[&str] = &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
-
-/// CON-10.
-fn an_ordinary_user_is_told_to_become_root(t: &Guest) -> Result<()> {
-    let tree = t.tree().build()?;
-    let before = tree.listing()?;
-    let run = t.container(&tree).through(ORDINARY).sh("true")?;
-    is_civil(run.fails_with("root")?)?;
-    tree.listing()?.same_as(&before)
-}
 
 /// CLI-03.
 fn help_and_version_need_no_root(t: &Guest) -> Result<()> {

@@ -276,6 +276,10 @@ fn a_device_that_was_not_marked_yet_is_collected(t: &Guest) -> Result<()> {
     dmsetup(&["remove", "another"])?;
     ensure!(before.contains("rspawn."), "there was nothing to collect: {before}");
     ensure!(!after.contains("rspawn.") && after.contains("another"), "there is: {after}");
+    container(t, image.path())
+        .arg(format!("--root-hash={hash}"))
+        .sh("echo done")?
+        .prints("done")?;
     Ok(())
 }
 

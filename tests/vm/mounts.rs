@@ -324,7 +324,7 @@ fn devices_without_a_driver_are_left_out(t: &Guest) -> Result<()> {
 /// the error says so.
 fn a_covered_proc_of_the_host_is_explained(t: &Guest) -> Result<()> {
     const WAIT: &str = "echo $$; read it
-        exec unshare --mount --pid --fork --mount-proc sh -c 'mount -t tmpfs cover /proc/tty; exec \"$0\" \"$@\"' \"$@\"";
+        exec unshare --mount sh -c 'mount -t tmpfs cover /proc/tty; exec \"$0\" \"$@\"' \"$@\"";
     let tree = t.tree().build()?;
     let mut running = t
         .container(&tree)

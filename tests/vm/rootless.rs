@@ -150,7 +150,7 @@ fn without_subordinate_ids_root_is_alone(t: &Guest) -> Result<()> {
     std::fs::remove_file(&file).context("tidying")
 }
 
-/// Issue 5: five and more, before anything is touched.
+/// CON-10, issue 5: five and more, before anything is touched.
 fn what_takes_root_is_refused_with_what_to_do(t: &Guest) -> Result<()> {
     let tree = of_user(t, t.tree())?;
     let before = tree.listing()?;
