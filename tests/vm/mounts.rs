@@ -323,12 +323,13 @@ fn devices_without_a_driver_are_left_out(t: &Guest) -> Result<()> {
 /// Containers in containers: the kernel makes no new procfs for a user namespace that only sees a covered one, and
 /// the error says so.
 fn a_covered_proc_of_the_host_is_explained(t: &Guest) -> Result<()> {
-    const WAIT: &str = "echo $$; read it
-        exec unshare --mount sh -c 'mount -t tmpfs cover /proc/tty; exec \"$0\" \"$@\"' \"$@\"";
+    // What is mounted there already when the user namespace is made cannot be taken off in it.
+    const COVERED: &str = "mount -t tmpfs cover /proc/tty
+        exec unshare --user sh -c 'echo $$; read it; exec unshare --mount \"$@\"' sh \"$@\"";
     let tree = t.tree().build()?;
     let mut running = t
         .container(&tree)
-        .through(&["unshare", "--user", "sh", "-c", WAIT, "sh"])
+        .through(&["unshare", "--mount", "sh", "-c", COVERED, "sh"])
         .start("echo ran")?;
     let pid = running.next_line()?;
     // All ids are the host's, so that only the procfs is in the way.
