@@ -10,6 +10,7 @@ use crate::settings::value::{ExitMode, Explain, Wrong, one_of};
 use crate::settings::{Settings, Source};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 
@@ -50,12 +51,13 @@ const WORDS: &str = "COMMAND";
 const NO_VALUE: &str = "\0";
 
 /// What is compiled in and what is missing, for `--version`; a sign changes here when the code arrives.
-const FEATURES: &str = "+SECCOMP +IMAGES -USERNS -MACHINED";
+const FEATURES: &str = "+SECCOMP +IMAGES +USERNS -MACHINED";
 
 /// Reads the arguments, the program's name first.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Invocation, Usage> {
     let argv: Vec<OsString> = argv.into_iter().collect();
-    let mentioned = options::options().filter(|option| mentions(&argv, option));
+    let written = written(&argv);
+    let mentioned = options::options().filter(|option| mentions(&written, option));
     let matches = match command_of(mentioned).try_get_matches_from(&argv) {
         Ok(matches) => matches,
         // Help and suggestions want to know all of them.
@@ -106,22 +108,23 @@ pub fn command() -> Command {
     command_of(options::options())
 }
 
+/// The words that may be options.
+fn written(argv: &[OsString]) -> Vec<Cow<'_, str>> {
+    let words = argv.iter().skip(1).map(|word| word.to_string_lossy());
+    words.filter(|word| word.starts_with('-') && *word != "--").collect()
+}
+
 /// Whether a word may be this option, written out or begun (CLI-03). A start has few options, and building all the
 /// others for clap takes a twentieth of it.
-fn mentions(argv: &[OsString], option: &Opt) -> bool {
-    let mentions = |word: &OsString| {
-        let word = word.to_string_lossy();
-        match word.strip_prefix("--") {
-            Some("") => false,
-            Some(written) => {
-                let name = written.split('=').next().unwrap_or_default();
-                let mut names = std::iter::once(&option.long).chain(option.aliases);
-                names.any(|long| long.starts_with(name))
-            }
-            None => word.starts_with('-') && option.short.is_some_and(|short| word.contains(short)),
+fn mentions(written: &[Cow<'_, str>], option: &Opt) -> bool {
+    written.iter().any(|word| match word.strip_prefix("--") {
+        Some(word) => {
+            let name = word.split('=').next().unwrap_or_default();
+            option.long.starts_with(name)
+                || option.aliases.iter().any(|long| long.starts_with(name))
         }
-    };
-    argv.iter().skip(1).any(mentions)
+        None => option.short.is_some_and(|short| word.contains(short)),
+    })
 }
 
 /// The same with some of the options.
@@ -337,7 +340,8 @@ mod tests {
                     let first = OsString::from(format!("{written}{}", rest[0]));
                     let words = rest[1..].iter().map(OsString::from);
                     let argv: Vec<_> = ["rspawn".into(), first].into_iter().chain(words).collect();
-                    let some = options::options().filter(|option| mentions(&argv, option));
+                    let words = super::written(&argv);
+                    let some = options::options().filter(|option| mentions(&words, option));
                     let Some(told) = said(command_of(some), &argv) else { continue };
                     assert_eq!(Some(told), said(command(), &argv), "{argv:?}");
                 }

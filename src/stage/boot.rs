@@ -248,7 +248,6 @@ impl<'a> Boot<'a> {
             Some((FromInner::Ready, kmsg)) => {
                 self.sequence.take(Step::Ready)?;
                 self.kmsg = kmsg;
-                link.send(&ToInner::Go, None)?;
             }
             Some((FromInner::Failed(report), _)) => return Err(told(report)),
             Some((FromInner::NoExec(report, errno), _)) => {

@@ -135,11 +135,6 @@ fn become_payload(
     drop(root);
     link.send(&FromInner::Ready, Some(kmsg.as_fd()))?;
     drop(kmsg);
-    match link.recv()? {
-        Some((ToInner::Go, _)) => {}
-        Some(_) => bail!("the supervisor repeats itself: a bug in rspawn"),
-        None => bail!("the supervisor is gone"),
-    }
     // Before that, /proc/1/exe is our binary (R11).
     if let Some(mut end) = stub_runs {
         end.read_to_end(&mut Vec::new()).context("waiting for the stub")?;

@@ -11,7 +11,6 @@
 //!     ├──── Cgroup ─────▶ inner
 //!     │  ◀── Console(pty) ─┤
 //!     │  ◀── Ready ────────┤
-//!     ├──── Go ───────────▶│
 //!     │  ◀── end of link ──┘ it has exec'd
 //! ```
 //!

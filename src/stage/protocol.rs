@@ -17,8 +17,8 @@ pub(super) enum FromInner {
     Console,
     /// With a pidfd: the payload is not process 1 but this one.
     Payload,
-    /// With the pipe that is its /proc/kmsg, to be held: everything is set up; the payload waits for
-    /// [`ToInner::Go`].
+    /// With the pipe that is its /proc/kmsg, to be held: everything is set up. The supervisor has nothing left to do
+    /// for it by then, so that the payload does not wait for an answer, which would take a fortieth of a start.
     Ready,
     /// This stage is over.
     Failed(Report),
@@ -34,8 +34,6 @@ pub(super) enum ToInner {
     /// Whether the container has a cgroup of its own, with a device program on it. Loading that takes as long as a
     /// tenth of a start, and so is done beside outer.
     Cgroup { guarded: bool },
-    /// Run the payload.
-    Go,
 }
 
 /// A step of a start, as the supervisor hears of it.
