@@ -1,7 +1,7 @@
 //! Which ids of the host are the container's? Only here are ids inside and outside converted into each other.
 //!
 //! [`range`] has the types, [`map`] is what the kernel and owners of files are told. A range that is not given is
-//! found by [`settle`], once per session: a container that reboots keeps its ids. [`own`] lets the files of a tree belong
+//! found by `settle`, once per session: a container that reboots keeps its ids. [`own`] lets the files of a tree belong
 //! to them.
 
 mod enter;
