@@ -70,11 +70,6 @@ const VARIABLES: &[(&str, &str)] = &[
         "With a value of 0 a tree without an os-release file can be booted.",
     ),
     ("SYSTEMD_NSPAWN_USE_CGNS", "With a value of 0 the container has no cgroup namespace."),
-    (
-        "SYSTEMD_NSPAWN_API_VFS_WRITABLE",
-        "With yes, /sys and /proc/sys can be written to; with network, only what concerns the container's own network.",
-    ),
-    ("SYSTEMD_NSPAWN_TMPFS_TMP", "With a value of 0 no tmpfs is mounted on /tmp."),
     ("SYSTEMD_NSPAWN_CONTAINER_SERVICE", "What the variable \"container\" says inside."),
     (
         "SYSTEMD_NSPAWN_API_VFS_WRITABLE",
@@ -86,6 +81,10 @@ const VARIABLES: &[(&str, &str)] = &[
     ("SYSTEMD_NSPAWN_SHARE_NS_UTS", "With a value of 1 the container has the host's host name."),
     ("SYSTEMD_NSPAWN_SHARE_SYSTEM", "With a value of 1 the three of them, as --share-system says."),
     ("SYSTEMD_LOG_LEVEL", "How much is told, where neither --quiet nor --verbose is given."),
+    (
+        "RSPAWN_STOP_AT",
+        "For tests: rspawn stops itself, as SIGSTOP does, where a throw-away layer, template or device has come so far.",
+    ),
 ];
 
 const FILES: &[(&str, &str)] = &[
