@@ -90,7 +90,7 @@ fn a_user_gets_a_shell_in_a_debian_tree(t: &Guest) -> Result<()> {
     std::fs::remove_dir(t.scratch().join("debian")).context("tidying")
 }
 
-/// Issue 5, SNP-01: another one's tree, over which the user has no right but to read it.
+/// G-10, issue 5, SNP-01: another one's tree, over which the user has no right but to read it.
 fn a_user_runs_a_debian_tree_without_changing_it(t: &Guest) -> Result<()> {
     let layer = debian(t, &["--ephemeral", "--ephemeral-dir=/tmp"])?;
     let script = "echo new > /new && cat /new; apt-get --version | head -1 | cut -d' ' -f1; rm -f /new; ls /new 2>/dev/null; true";

@@ -95,7 +95,7 @@ fn a_missing_directory_is_filled_and_an_existing_one_is_used(t: &Guest) -> Resul
     Ok(())
 }
 
-/// DEF-01: on every file system.
+/// DEF-01, SNP-17: on every file system.
 fn what_exists_on_btrfs_is_used(t: &Guest) -> Result<()> {
     filled_once(t, &t.tree().name("template").build()?).map(drop)
 }
@@ -289,7 +289,7 @@ fn killed_at_each(t: &Guest, template: &Tree, steps: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// R9, defect 2 of systemd-nspawn 252.
+/// I-02, R9, defect 2 of systemd-nspawn 252.
 fn a_request_to_end_at_any_step_leaves_no_copy(t: &Guest) -> Result<()> {
     let template = t.tree().name("template").build()?;
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
