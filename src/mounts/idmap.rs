@@ -17,7 +17,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use crate::stage::{Parent, fork};
 use crate::sys::mount::map_ids;
 use crate::sys::process::{FIRST_FD, keep_only};
-use crate::userns::map::{Extent, IdMap};
+use crate::userns::map::{Extent, IdMap, text};
 
 /// What the host's root writes through a mapped mount is this user's on disk (systemd calls it UID_MAPPED_ROOT), who is
 /// nobody's. Without it, it could write nothing there.
@@ -180,14 +180,6 @@ fn hear_of(link: BorrowedFd<'_>) -> Result<()> {
         [] => bail!("the child that was to make it has died"),
         why => bail!("{}", String::from_utf8_lossy(why)),
     }
-}
-
-fn text(extents: &[Extent]) -> String {
-    let line = |extent: &Extent| {
-        let Extent { container, host, count } = extent;
-        format!("{container} {host} {count}\n")
-    };
-    extents.iter().map(line).collect()
 }
 
 #[cfg(test)]

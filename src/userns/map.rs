@@ -134,7 +134,8 @@ fn shift(id: u32, from: u32, to: u32, count: u32) -> Option<u32> {
     id.checked_sub(from).filter(|offset| *offset < count).map(|offset| to + offset)
 }
 
-fn text(extents: &[Extent]) -> String {
+/// As `uid_map` and `gid_map` take it (user_namespaces(7)).
+pub(crate) fn text(extents: &[Extent]) -> String {
     let line = |extent: &Extent| {
         let Extent { container, host, count } = extent;
         format!("{container} {host} {count}\n")
