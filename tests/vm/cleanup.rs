@@ -48,21 +48,7 @@ fn killed_with_its_launcher(
 /// Kills a launcher once its payload has spoken, and sees everything that runs in the container end.
 fn kill(mut running: Running) -> Result<()> {
     running.next_line()?;
-    let mut watched = Vec::new();
-    for payload in running.payload()? {
-        let pid = Pid::from_raw(i32::try_from(payload)?).context("a process without number")?;
-        // One that ended meanwhile is not there to be watched.
-        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-            watched.push((payload, fd));
-        }
-    }
-    running.signal(Signal::KILL)?;
-    for (pid, fd) in &watched {
-        let bound = Timespec { tv_sec: 15, tv_nsec: 0 };
-        let ended = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&bound)).context("waiting")?;
-        ensure!(ended == 1, "process {pid} of the container lives on");
-    }
-    running.end()?;
+    kill_with_payload(running)?;
     Ok(())
 }
 
@@ -202,4 +188,24 @@ fn copies(dir: &Path) -> Result<usize> {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".#"))
     };
     Ok(entries(dir)?.iter().filter(|path| hidden(path)).count())
+}
+
+/// Kills a launcher and waits for the end of all that runs in its container. Returns how many processes that were.
+pub(crate) fn kill_with_payload(mut running: Running) -> Result<usize> {
+    let mut watched = Vec::new();
+    for payload in running.payload()? {
+        let pid = Pid::from_raw(i32::try_from(payload)?).context("a process without number")?;
+        // One that ended meanwhile is not there to be watched.
+        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
+            watched.push((payload, fd));
+        }
+    }
+    running.signal(Signal::KILL)?;
+    for (pid, fd) in &watched {
+        let bound = Timespec { tv_sec: 15, tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&bound)).context("waiting")?;
+        ensure!(ended == 1, "process {pid} of the container lives on");
+    }
+    running.end()?;
+    Ok(watched.len())
 }

@@ -12,8 +12,9 @@ use harness::cases;
 use harness::fixture::container::Container;
 use harness::fixture::tree::{Builder, Tree};
 use harness::guest::{Guest, Subject};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::Signal;
+
+use crate::cleanup::kill_with_payload;
 
 const OURS: Need = Need::Only(Subject::Rspawn);
 /// Overlays in user namespaces.
@@ -236,20 +237,7 @@ fn kill_9_of_a_users_launcher_kills_the_payload(t: &Guest) -> Result<()> {
     let mut running =
         as_user(&t.container(&tree)).start("sleep 1000 & echo up; exec sleep 1000")?;
     running.next_line()?;
-    let mut watched = Vec::new();
-    for payload in running.payload()? {
-        let pid = Pid::from_raw(i32::try_from(payload)?).context("a process without number")?;
-        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-            watched.push((payload, fd));
-        }
-    }
-    running.signal(Signal::KILL)?;
-    for (pid, fd) in &watched {
-        let bound = Timespec { tv_sec: 15, tv_nsec: 0 };
-        let ended = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&bound)).context("waiting")?;
-        ensure!(ended == 1, "process {pid} of the container lives on");
-    }
-    running.end()?;
+    kill_with_payload(running)?;
     as_user(&t.container(&tree)).sh("true")?.succeeds()?;
     Ok(())
 }

@@ -12,8 +12,9 @@ use harness::fixture::container::Container;
 use harness::fixture::tree::{Builder, Tree};
 use harness::guest::observe::{entries, namespaces_of, status_of};
 use harness::guest::{Guest, Subject};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::Signal;
+
+use crate::cleanup::kill_with_payload;
 
 const OURS: Need = Need::Only(Subject::Rspawn);
 
@@ -382,21 +383,8 @@ fn kill_9_of_the_launcher_kills_what_has_other_users(t: &Guest) -> Result<()> {
     let tree = given(t.tree())?;
     let mut running = with_range(t, &tree).start("sleep 1000 & echo up; exec sleep 1000")?;
     running.next_line()?;
-    let mut watched = Vec::new();
-    for payload in running.payload()? {
-        let pid = Pid::from_raw(i32::try_from(payload)?).context("a process without number")?;
-        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-            watched.push((payload, fd));
-        }
-    }
-    ensure!(watched.len() == 2, "{} processes are in the container", watched.len());
-    running.signal(Signal::KILL)?;
-    for (pid, fd) in &watched {
-        let bound = Timespec { tv_sec: 15, tv_nsec: 0 };
-        let ended = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&bound)).context("waiting")?;
-        ensure!(ended == 1, "process {pid} of the container lives on");
-    }
-    running.end()?;
+    let ended = kill_with_payload(running)?;
+    ensure!(ended == 2, "{ended} processes were in the container");
     t.container(&tree).sh("true")?.succeeds()?;
     Ok(())
 }
