@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use super::config::{Disk, KERNEL_ARGUMENTS, Ram, VmConfig, Writes};
+use super::config::{Disk, KERNEL_ARGUMENTS, Ram, TCG_KERNEL_ARGUMENTS, VmConfig, Writes};
 use crate::accel::Accel;
 
 /// Descriptors that QEMU inherits: connected sockets, so that no name in the file system is left behind.
@@ -52,11 +52,12 @@ pub fn qemu_arguments(config: &VmConfig, sockets: Sockets, console_log: &Path) -
     put("-display", "none".into());
     put("-kernel", config.kernel.clone().into());
     put("-initrd", config.initramfs.clone().into());
-    let extra = config.kernel_arguments.iter().map(String::as_str);
-    put(
-        "-append",
-        std::iter::once(KERNEL_ARGUMENTS).chain(extra).collect::<Vec<_>>().join(" ").into(),
-    );
+    let mut kernel_arguments = vec![KERNEL_ARGUMENTS];
+    if config.accel == Accel::Tcg {
+        kernel_arguments.push(TCG_KERNEL_ARGUMENTS);
+    }
+    kernel_arguments.extend(config.kernel_arguments.iter().map(String::as_str));
+    put("-append", kernel_arguments.join(" ").into());
     match sockets.console {
         None => put("-chardev", joined("file,id=console,path=", console_log, "")),
         Some(fd) => {
@@ -142,7 +143,8 @@ mod tests {
     fn a_tcg_guest_is_told_to_qemu_word_for_word() {
         let expected = "-accel tcg -machine q35 -cpu qemu64,-cx16,+rdrand -m 768 -smp 1 -display none \
             -kernel /s/vmlinux -initrd /r/init.cpio -append quiet loglevel=5 panic=-1 reboot=t cryptomgr.notests \
-            console=ttyS0 random.trust_cpu=on harness.port=agent harness.x=1 \
+            console=ttyS0 random.trust_cpu=on harness.port=agent \
+            norandmaps transparent_hugepage=never init_on_alloc=0 rcupdate.rcu_expedited=1 harness.x=1 \
             -chardev file,id=console,path=/r/console.log -serial chardev:console \
             -device virtio-serial-pci,ioeventfd=off -chardev socket,id=agent,fd=5 -device virtserialport,chardev=agent,name=agent,id=agent \
             -chardev socket,id=monitor,fd=6 -mon chardev=monitor,mode=control \
@@ -154,11 +156,12 @@ mod tests {
     }
 
     #[test]
-    fn kvm_changes_the_processor_and_nothing_else() {
+    fn kvm_changes_the_processor_and_what_makes_up_for_its_lack_and_nothing_else() {
         let kvm = text(&VmConfig { accel: Accel::Kvm, ..config() }, None);
         let back = kvm
             .replace("-accel kvm", "-accel tcg")
-            .replace("-cpu host", "-cpu qemu64,-cx16,+rdrand");
+            .replace("-cpu host", "-cpu qemu64,-cx16,+rdrand")
+            .replace("=agent harness", &format!("=agent {TCG_KERNEL_ARGUMENTS} harness"));
         assert_eq!(back, text(&config(), None));
     }
 

@@ -8,6 +8,17 @@ use crate::accel::Accel;
 /// with `panic=-1` and QEMU's -no-reboot a panic ends the machine at once.
 pub const KERNEL_ARGUMENTS: &str = "quiet loglevel=5 panic=-1 reboot=t cryptomgr.notests console=ttyS0 random.trust_cpu=on harness.port=agent";
 
+/// The same for guests that QEMU interprets. Their containers start twice as fast with it, since
+///
+/// * QEMU keeps the translation of a program by its addresses, and translates anew one that lies elsewhere at each
+///   start: 70 instead of 20 ms to execute a small one;
+/// * pages and objects that nobody reads are not zeroed;
+/// * one processor that never rests has nothing to gain by waiting for its own grace periods.
+///
+/// Measured with QEMU 7.2, in pairs: the first takes half of a suite's time away, the others a tenth each.
+pub const TCG_KERNEL_ARGUMENTS: &str =
+    "norandmaps transparent_hugepage=never init_on_alloc=0 rcupdate.rcu_expedited=1";
+
 /// A disk of the guest, found inside by its serial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
