@@ -1,7 +1,8 @@
 //! How is a program executed, and why was it not?
 //!
-//! execvpe(3) but for two things: what is a program of another machine is never handed to a shell as if it were a
-//! script, and after a failure the file is looked at, since "no such file" can mean its interpreter or loader.
+//! execvpe(3) but for three things: what is a program of another machine is never handed to a shell as if it were a
+//! script; what leads to our own binary, which is the host's, is not executed; and after a failure the file is looked at,
+//! since "no such file" can mean its interpreter or loader.
 //!
 //! Runs inside the container, after its root has become ours; what it opens is opened without waiting and read to
 //! a bound (R3).
@@ -14,13 +15,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 /// What runs a script without a first line that names an interpreter (execvp(3)).
 const SHELL: &CStr = c"/bin/sh";
 
 /// How much of a file is looked at: its header, the program headers, a `#!` line.
 const HEAD_BYTES: u64 = 4096;
+
+/// How far scripts that are run by scripts are followed: the kernel follows fewer (Linux, fs/exec.c, exec_binprm).
+const MOST_INTERPRETERS: usize = 8;
 
 /// Why nothing was executed.
 #[derive(Debug)]
@@ -72,6 +76,9 @@ fn try_one(place: &Path, words: &[OsString], environment: &[OsString]) -> Errno 
     let run = || -> Result<Errno, Errno> {
         let place = string(place.as_os_str().as_bytes())?;
         let (mut words, environment) = (strings(words)?, strings(environment)?);
+        if runs_us(Path::new(OsStr::from_bytes(place.to_bytes()))) {
+            return Ok(Errno::EPERM);
+        }
         let Err(errno) = nix::unistd::execve(&place, &words, &environment);
         if errno != Errno::ENOEXEC || is_program(&place) {
             return Ok(errno);
@@ -88,6 +95,40 @@ fn try_one(place: &Path, words: &[OsString], environment: &[OsString]) -> Errno 
 
 fn string(bytes: &[u8]) -> Result<CString, Errno> {
     CString::new(bytes).map_err(|_| Errno::EINVAL)
+}
+
+/// Whether a file, or what the kernel runs it with, is the binary that this process executes, found over a link of
+/// procfs. The payload would hold the host's file, to be written to as soon as it is not executed any more
+/// (CVE-2019-5736).
+fn runs_us(place: &Path) -> bool {
+    let mut place = place.to_owned();
+    for _ in 0..MOST_INTERPRETERS {
+        if leads_to_us(&place) {
+            return true;
+        }
+        match head(&place).as_deref().and_then(needed) {
+            Some(Needed::Interpreter(path)) => place = path,
+            Some(Needed::Loader(path)) => return leads_to_us(&path),
+            None => return false,
+        }
+    }
+    false
+}
+
+/// A tree may well have our file under a name of its own: a container in a container.
+fn leads_to_us(place: &Path) -> bool {
+    let open = |resolve| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat2(CWD, place, flags, Mode::empty(), resolve)
+    };
+    let is_magic = open(ResolveFlags::NO_MAGICLINKS).err() == Some(rustix::io::Errno::LOOP);
+    if !is_magic {
+        return false;
+    }
+    let ours = rustix::fs::stat("/proc/self/exe");
+    let theirs = open(ResolveFlags::empty()).and_then(rustix::fs::fstat);
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    matches!((ours, theirs), (Ok(ours), Ok(theirs)) if identity(ours) == identity(theirs))
 }
 
 fn is_program(place: &CStr) -> bool {
@@ -111,6 +152,9 @@ fn explain(place: &Path, errno: Errno) -> String {
     let shown = place.display();
     let missing = |path: &Path| path.metadata().is_err();
     match (errno, place.metadata()) {
+        (Errno::EPERM, _) if runs_us(place) => {
+            format!("{shown} leads to the launcher's own program on the host")
+        }
         (Errno::ENOENT, Err(_)) if place.is_symlink() => {
             format!("{shown} is a link to something that is not in the tree")
         }
@@ -260,7 +304,9 @@ mod tests {
         made(dir, "foreign", &foreign, 0o755);
         std::fs::create_dir(dir.join("dir")).unwrap();
         std::os::unix::fs::symlink("nowhere", dir.join("link")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/exe", dir.join("us")).unwrap();
         let path = dir.to_str().unwrap();
+        made(dir, "of-us", format!("#!{path}/us\n").as_bytes(), 0o755);
         for (name, errno, words) in [
             ("script", libc::ENOENT, "is a script for /no/interpreter, which is not in the tree"),
             ("plain", libc::EACCES, "plain is not executable"),
@@ -268,6 +314,8 @@ mod tests {
             ("dir", libc::EACCES, "dir is a directory"),
             ("link", libc::ENOENT, "link is a link to something that is not in the tree"),
             ("nothing", libc::ENOENT, "nothing"),
+            ("us", libc::EPERM, "us leads to the launcher's own program"),
+            ("of-us", libc::EPERM, "of-us leads to the launcher's own program"),
         ] {
             for program in [name.to_owned(), format!("{path}/{name}")] {
                 let not_run = execute(program.as_ref(), &[name.into()], &[], path);

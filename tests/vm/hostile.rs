@@ -27,6 +27,7 @@ cases![
     pipes_in_place_of_mount_points_are_not_waited_for: [] within 60,
     links_in_place_of_sources_and_layers_lead_nowhere: [] within 60,
     a_source_that_is_exchanged_for_a_link_is_refused: [Need::Only(Subject::Rspawn)] within 60,
+    the_launchers_own_program_is_no_payload: [Need::Only(Subject::Rspawn)],
 ];
 
 /// Directories that set-up makes, fills or mounts on.
@@ -319,5 +320,24 @@ fn a_source_that_is_exchanged_for_a_link_is_refused(t: &Guest) -> Result<()> {
         }
     }
     ensure!(refused > 0, "the accomplice was too late each time");
+    Ok(())
+}
+
+/// CVE-2019-5736: the payload would hold a file of the host. That the same file may be run under a name of its own is
+/// what containers in containers do.
+fn the_launchers_own_program_is_no_payload(t: &Guest) -> Result<()> {
+    let tree = t
+        .tree()
+        .link("usr/bin/us", "/proc/self/exe")
+        .link("usr/bin/first", "/proc/1/exe")
+        .program("usr/bin/script", "#!/proc/self/exe\n")
+        .program("usr/bin/script-of-a-link", "#!/usr/bin/us\n")
+        .build()?;
+    for program in ["/usr/bin/us", "us", "first", "script", "script-of-a-link", "/proc/self/exe"] {
+        let run = t.container(&tree).run(&[program, "--version"])?;
+        run.fails_with("leads to the launcher's own program on the host")?;
+    }
+    let bound = format!("{}:/rspawn", t.launcher().display());
+    t.container(&tree).arg("--bind-ro").arg(bound).run(&["/rspawn", "--version"])?.succeeds()?;
     Ok(())
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -23,6 +23,7 @@ const OUTPUT_LINES: usize = 40;
 #[derive(Debug, Default)]
 struct State {
     awaited: BTreeMap<usize, String>,
+    first_verdict: Option<Instant>,
     ended: bool,
 }
 
@@ -84,6 +85,7 @@ impl Human {
 
     /// A case's end.
     pub fn case(&self, cell: &Cell, report: &CaseReport) {
+        lock(&self.shared).first_verdict.get_or_insert_with(Instant::now);
         let expected = cell.subject == Subject::Nspawn
             && self.differences.explain(&report.case, &report.verdict);
         let word = if expected { "DIFFERS" } else { report.verdict.word() };
@@ -91,6 +93,12 @@ impl Human {
         self.value(
             &serde_json::json!({ "event": "result", "cell": cell, "word": word, "report": report }),
         );
+    }
+
+    /// When the first case ended, if one did.
+    #[must_use]
+    pub fn first_verdict(&self) -> Option<Instant> {
+        lock(&self.shared).first_verdict
     }
 
     /// What a guest is waited for; none when it is gone.

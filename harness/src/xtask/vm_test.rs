@@ -253,8 +253,11 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     }
     let took = begun.elapsed().as_secs_f64();
     let pace = report.results.len() as f64 / took * 60.0;
+    let first = human.first_verdict().map_or_else(String::new, |at| {
+        format!("the first verdict after {:.1} s, ", at.duration_since(begun).as_secs_f64())
+    });
     human.line(&format!(
-        "logs:  {}   took {took:.1} s, {pace:.0} verdicts a minute",
+        "logs:  {}   took {took:.1} s, {first}{pace:.0} verdicts a minute",
         run_dir.path().display()
     ));
     Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
