@@ -313,7 +313,7 @@ fn give_to(mount: BorrowedFd<'_>, base: Base, access: Access) -> Result<Way> {
 }
 
 /// How often and how long it is waited for somebody else.
-const PATIENCE: (u32, Duration) = (100, Duration::from_millis(20));
+const PATIENCE: (u32, Duration) = (500, Duration::from_millis(20));
 
 /// Keeps others from changing the same tree as long as the directory is open. The locks of a session go when a launcher
 /// is killed, before its last stage is: that one must not change a file after the next start did. Anyone who can
