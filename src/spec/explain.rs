@@ -58,6 +58,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
         facts.push(("process-1", "a stub; the payload is process 2".to_owned()));
     }
     facts.push(("user", spec.user.to_string()));
+    if !spec.bound_users.is_empty() {
+        let users: Vec<_> = spec.bound_users.iter().map(ToString::to_string).collect();
+        facts.push(("bound-users", users.join(", ")));
+    }
     if let Some(dir) = &spec.chdir {
         facts.push(("chdir", dir.display().to_string()));
     }

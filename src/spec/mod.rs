@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::bind_user::BoundUser;
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
 use crate::credentials::Wanted;
@@ -59,6 +60,8 @@ pub struct Spec {
     pub api: Api,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
+    /// The users of the host that it has, too (M-02).
+    pub bound_users: Vec<BoundUser>,
     /// Where new directories for empty sources are made, in this order.
     pub scratch_places: Vec<PathBuf>,
     /// What is handed to it in secret (T-05).
