@@ -25,7 +25,7 @@ use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
-use crate::settings::value::{ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
+use crate::settings::value::{Delegate, ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
 use crate::userns::map::IdMap;
 use crate::userns::range::{GuestGid, IdRange};
 
@@ -219,6 +219,8 @@ pub enum Users {
     Private {
         /// Which of the host's ids they have.
         ids: WhichIds,
+        /// How many further ranges it has, for containers in it (U-03).
+        delegated: Delegate,
         /// How the tree's owners are brought into them (U-02).
         ownership: Ownership,
     },

@@ -120,7 +120,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
-        no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
         no(s.macvlans.is_said(), "--network-macvlan="),
         no(s.ipvlans.is_said(), "--network-ipvlan="),
