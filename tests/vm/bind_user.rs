@@ -44,7 +44,8 @@ const INSIDE: u32 = 60514;
 /// A getent that knows what nss-systemd(8) reads, of passwd alone.
 const GETENT: &str = r#"
 record=/run/host/userdb/$2.user
-[ "$1" = passwd ] && [ -e "$record" ] || exit 2
+[ -e "$record" ] || exit 2
+[ "$1" = passwd ] || exec echo "$2"
 field() { sed 's/.*"'$1'":"\{0,1\}\([^",}]*\).*/\1/' "$record"; }
 echo "$2:x:$(field uid):$(field gid)::$(field homeDirectory):/bin/sh""#;
 
