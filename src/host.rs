@@ -5,9 +5,11 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use rustix::termios::isatty;
 use rustix::thread::CapabilitySet;
 
+use crate::bind_user::{self, Account};
 use crate::handover::Handover;
 use crate::userns;
 use crate::userns::map::IdMap;
@@ -35,6 +37,8 @@ pub struct Host {
     pub user_namespaces: fn() -> bool,
     /// Looks for the ids that our user can map, if that is not root.
     pub own_ids: fn() -> IdMap,
+    /// Looks up a user of the host, by a name that passwd(5) can hold.
+    pub user: fn(&str) -> Result<Option<Account>>,
     /// Resolves the links of a path of the host.
     pub canonical: fn(&Path) -> io::Result<PathBuf>,
 }
@@ -61,6 +65,7 @@ impl Host {
             selinux,
             user_namespaces: || Path::new("/proc/self/uid_map").exists(),
             own_ids: userns::of_caller,
+            user: bind_user::of_host,
             canonical: |path| std::fs::canonicalize(path),
         }
     }

@@ -4,7 +4,7 @@
 //! |---------|---------------------------|
 //! | said    | [`options`] is the table of all options; [`cli`] and [`settings`] read argv and `.nspawn` files by it |
 //! | decided | [`host`] looks at the machine once; [`spec`] makes one [`spec::Spec`] of both, in which nothing is open |
-//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`userns`], [`console`], [`credentials`] and [`security`] |
+//! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`bind_user`], [`userns`], [`console`], [`credentials`] and [`security`] |
 //!
 //! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
 //! [`undo`] takes back what was done to the host, `walk` goes through trees that someone hostile has written, [`errors`], [`exit`], [`audience`] and [`status`] say how it went,
@@ -21,6 +21,7 @@
 //!   a container is the payload, or a program of its own in memory (`sys/stub_program.rs`, R11).
 
 pub mod audience;
+pub mod bind_user;
 pub mod cgroup;
 mod checkpoint;
 pub mod cli;

@@ -42,7 +42,9 @@ impl Session {
         let mut root = root::acquire(spec, &mut undo)?;
         let users = match &spec.users {
             Users::Host | Users::Caller(_) => None,
-            Users::Private { ids, .. } => Some(userns::settle(ids, &spec.machine, root.owner()?)?),
+            Users::Private { ids, delegated, .. } => {
+                Some(userns::settle(ids, *delegated, &spec.machine, root.owner()?)?)
+            }
         };
         // An id of the tree counts more than one that was asked for (P-01).
         let given = root.machine_id().or(spec.uuid.as_ref()).cloned();

@@ -139,7 +139,8 @@ fn host_release() -> Result<Option<Vec<u8>>> {
     Ok(None)
 }
 
-fn write_file(dir: impl AsFd, name: &str, content: &[u8], mode: u32) -> Result<()> {
+/// Makes a file that is not there yet; the umask, which takes its share of the mode, must be empty.
+pub(crate) fn write_file(dir: impl AsFd, name: &str, content: &[u8], mode: u32) -> Result<()> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?;
     Ok(File::from(file).write_all(content)?)

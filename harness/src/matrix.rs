@@ -109,6 +109,16 @@ pub enum SkipCode {
     RefUnsupported,
 }
 
+impl std::fmt::Display for SkipCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::KernelTooOld => "KERNEL_TOO_OLD",
+            Self::LaneExcluded => "LANE_EXCLUDED",
+            Self::RefUnsupported => "REF_UNSUPPORTED",
+        })
+    }
+}
+
 /// What will happen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -154,6 +164,17 @@ pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
     let no_fs = |case: &&Listing| wanted_fs(case).is_some_and(|kind| !axes.lane_fs.contains(kind));
     plan.unassigned.extend(cases.iter().filter(no_fs).map(|case| case.name.clone()));
     plan
+}
+
+/// What becomes of a case in each cell that is for it: nothing stands in its way, or why it does not run.
+#[must_use]
+pub fn cells_of(case: &Listing, axes: &Axes<'_>) -> Vec<(Cell, Option<(SkipCode, String)>)> {
+    let mut found = Vec::new();
+    for cell in cells(axes).into_iter().filter(|cell| belongs(case, cell, axes)) {
+        let why = reason_to_skip(case, &cell, axes.fs);
+        found.push((cell, why));
+    }
+    found
 }
 
 /// Whether the cell's shape and file system are those for the case.

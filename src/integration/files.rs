@@ -81,6 +81,15 @@ pub(crate) fn read_of_host(path: &Path) -> io::Result<Vec<u8>> {
     read_regular(&open_of_host(path, flags)?)
 }
 
+/// Reads a file of the tree; links are followed inside.
+///
+/// # Errors
+/// When it is not there, is no regular file, or is longer than [`MAX_BYTES`].
+pub(crate) fn read_in(tree: &InRoot, path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    read_regular(&tree.open(path, Links::Inside, flags)?)
+}
+
 fn read_regular(file: &OwnedFd) -> io::Result<Vec<u8>> {
     let stat = rustix::fs::fstat(file)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

@@ -50,6 +50,12 @@ impl Shown {
         Self::new(extent(disk.0, host.0), extent(disk.1, host.1))
     }
 
+    /// The same, and all others as they are: nobody takes from a file what it is not shown as (Linux refuses to write to
+    /// what has an owner or a group that the map lacks). None is shown as the user of the host whose id is taken.
+    pub(crate) fn one_among_others(disk: (u32, u32), host: (u32, u32)) -> Self {
+        Self { uids: among_others(disk.0, host.0), gids: among_others(disk.1, host.1) }
+    }
+
     fn new(uids: Vec<Extent>, gids: Vec<Extent>) -> Self {
         Self { uids: with_host_root(uids), gids: with_host_root(gids) }
     }
@@ -59,6 +65,16 @@ fn from_base(extent: &Extent, base: u32) -> Option<Extent> {
     let container = extent.container.checked_add(base)?;
     container.checked_add(extent.count)?;
     Some(Extent { container, ..*extent })
+}
+
+fn among_others(disk: u32, host: u32) -> Vec<Extent> {
+    let (low, high) = (disk.min(host), disk.max(host));
+    // (u32)-1 is no id (user_namespaces(7)).
+    let gaps = [(0, low), (low.saturating_add(1), high), (high.saturating_add(1), u32::MAX)];
+    let others = gaps.into_iter().filter(|(first, end)| first < end);
+    let others = others.map(|(first, end)| (first, first, end - first));
+    let extent = |(container, host, count)| Extent { container, host, count };
+    std::iter::once((disk, host, 1)).chain(others).map(extent).collect()
 }
 
 fn with_host_root(mut extents: Vec<Extent>) -> Vec<Extent> {
@@ -204,6 +220,19 @@ mod tests {
         assert_eq!(text(&Shown::as_container(&map(0)).uids), "0 0 65536\n");
         assert_eq!(text(&Shown::one((0x7fff_fffe, 5), (7, 0)).uids), "2147483646 7 1\n");
         assert_eq!(text(&Shown::one((0x7fff_fffe, 5), (7, 0)).gids), "5 0 1\n");
+    }
+
+    /// M-02: no id twice on either side.
+    #[test]
+    fn one_user_is_shown_as_another_and_all_others_as_they_are() {
+        let shown = Shown::one_among_others((1000, 100_000), (70_000, 9));
+        let uids = "1000 70000 1\n0 0 1000\n1001 1001 68999\n70001 70001 4294897294\n";
+        assert_eq!(text(&shown.uids), uids);
+        let gids = "100000 9 1\n0 0 9\n10 10 99990\n100001 100001 4294867294\n";
+        assert_eq!(text(&shown.gids), gids);
+        let edges = Shown::one_among_others((0, 1), (1, 1));
+        assert_eq!(text(&edges.uids), "0 1 1\n2 2 4294967293\n");
+        assert_eq!(text(&edges.gids), "1 1 1\n0 0 1\n2 2 4294967293\n");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod apply;
 mod attributes;
 mod custom;
 mod disk;
+mod home;
 mod idmap;
 mod label;
 mod layers;
@@ -25,6 +26,7 @@ pub(crate) use apply::{
 };
 pub use custom::{Custom, CustomKind, custom};
 pub(crate) use disk::disk;
+pub(crate) use home::Home;
 pub(crate) use idmap::{Mapping, Shown};
 pub use label::labelled;
 pub use mapped::mapped;

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use super::{Calls, Knobs, Limits, Network, Shares, Spec, Start, Users, WhichIds};
 use crate::mounts::{Mount, custom, labelled, table};
 use crate::root::{Access, Keep, Ladder, LayerSpec, RootSpec, Rung};
-use crate::settings::value::{EphemeralReboot, Volatile};
+use crate::settings::value::{Delegate, EphemeralReboot, Volatile};
+use crate::userns::range::USUAL_COUNT;
 
 /// The spec and the mount table, one fact or row a line.
 pub fn explain(spec: &Spec) -> String {
@@ -58,6 +59,10 @@ fn facts(spec: &Spec) -> Vec<(&'static str, String)> {
         facts.push(("process-1", "a stub; the payload is process 2".to_owned()));
     }
     facts.push(("user", spec.user.to_string()));
+    if !spec.bound_users.is_empty() {
+        let users: Vec<_> = spec.bound_users.iter().map(ToString::to_string).collect();
+        facts.push(("bound-users", users.join(", ")));
+    }
     if let Some(dir) = &spec.chdir {
         facts.push(("chdir", dir.display().to_string()));
     }
@@ -176,10 +181,10 @@ fn ladder(rungs: &[Rung], elsewhere: &[PathBuf]) -> String {
 }
 
 fn users(users: &Users) -> String {
-    let (ids, ownership) = match users {
+    let (ids, delegated, ownership) = match users {
         Users::Host => return "the host's".to_owned(),
         Users::Caller(map) => return format!("those of our user: {map}"),
-        Users::Private { ids, ownership } => (ids, ownership),
+        Users::Private { ids, delegated, ownership } => (ids, delegated, ownership),
     };
     let ids = match ids {
         WhichIds::OfTree => "the range of the tree's owner".to_owned(),
@@ -187,7 +192,11 @@ fn users(users: &Users) -> String {
         WhichIds::Range(range) => format!("the range {range}"),
         WhichIds::Map(map) => format!("the maps {map}"),
     };
-    format!("{ids}; owners: {ownership}")
+    let further = match delegated {
+        Delegate(0) => String::new(),
+        count => format!(", and {count} further ranges of {USUAL_COUNT} for containers inside"),
+    };
+    format!("{ids}{further}; owners: {ownership}")
 }
 
 fn start(start: &Start) -> String {

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::bind_user::BoundUser;
 use crate::console::hotkey::EscapeKey;
 use crate::console::mode::Wiring;
 use crate::credentials::Wanted;
@@ -24,7 +25,7 @@ use crate::security::caps::CapSet;
 use crate::security::limits::Personality;
 use crate::security::seccomp::CallLists;
 use crate::security::seccomp::families::Families;
-use crate::settings::value::{ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
+use crate::settings::value::{Delegate, ExitMode, KillSignal, PivotRoot, Rlimit, User, Volatile};
 use crate::userns::map::IdMap;
 use crate::userns::range::{GuestGid, IdRange};
 
@@ -59,6 +60,8 @@ pub struct Spec {
     pub api: Api,
     /// What the user wants mounted.
     pub mounts: Vec<Custom>,
+    /// The users of the host that it has, too (M-02).
+    pub bound_users: Vec<BoundUser>,
     /// Where new directories for empty sources are made, in this order.
     pub scratch_places: Vec<PathBuf>,
     /// What is handed to it in secret (T-05).
@@ -216,6 +219,8 @@ pub enum Users {
     Private {
         /// Which of the host's ids they have.
         ids: WhichIds,
+        /// How many further ranges it has, for containers in it (U-03).
+        delegated: Delegate,
         /// How the tree's owners are brought into them (U-02).
         ownership: Ownership,
     },

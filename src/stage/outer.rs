@@ -10,6 +10,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
 
 use super::apart;
+use crate::bind_user;
 use crate::credentials::{self, Credential};
 use crate::errors::Verbosity;
 use crate::ids::Ids;
@@ -70,6 +71,7 @@ pub(super) fn run(
     mount_change("/", slave).context("keeping our mounts from the host")?;
     let rows = mounts::mapped(mounts::custom(&spec.mounts), users)?;
     let mut custom = Opened::open(rows, scratch, users)?;
+    let bound_users = bind_user::open(&spec.bound_users)?;
     let stand = users.map(|_| apart::stand()).transpose()?;
     if let Some(map) = users {
         userns::make_files_as_root_of(map)?;
@@ -95,6 +97,9 @@ pub(super) fn run(
     inbox.appear(&tree)?;
     if !credentials.is_empty() {
         credentials::make_place(&tree)?;
+    }
+    if let Some(map) = users {
+        bind_user::appear(&bound_users, map, &tree)?;
     }
     tree::covers(&tree)?;
     integration::apply(&spec.integration, ids, &tree)?;

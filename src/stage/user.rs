@@ -93,6 +93,10 @@ pub(super) fn settle(spec: &Spec, root: &InRoot) -> Result<Identity> {
             format!("--uid={name}: the container has no such user"),
             match spec.user {
                 User::Id(_) => "a number must be that of an entry of its /etc/passwd",
+                User::Name(_) if spec.bound_users.iter().any(|user| user.name == name) => {
+                    "it has the record of --bind-user=, which nss-systemd reads: the tree's \
+                     /etc/nsswitch.conf must name it"
+                }
                 User::Name(_) => "users are looked up in the container, not on the host",
             },
         ));

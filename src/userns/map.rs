@@ -18,6 +18,8 @@ const MAX_EXTENTS: usize = 340;
 pub struct IdMap {
     uids: Vec<Extent>,
     gids: Vec<Extent>,
+    /// How many extents at the end of both are there for containers inside.
+    delegated: usize,
 }
 
 impl IdMap {
@@ -42,13 +44,33 @@ impl IdMap {
                 }
             }
         }
-        Ok(Self { uids, gids })
+        Ok(Self { uids, gids, delegated: 0 })
+    }
+
+    /// The same with further ranges for containers inside, which have the numbers that they have outside (U-03): so
+    /// what is said of them means the same on every level.
+    ///
+    /// # Errors
+    /// When the container has such ids of its own.
+    pub(crate) fn with_delegated(&self, ranges: &[IdRange]) -> Result<Self> {
+        let further = ranges.iter().map(|range| {
+            let id = range.base().0;
+            Extent { container: id, host: id, count: range.count() }
+        });
+        let with = |own: &[Extent]| own.iter().copied().chain(further.clone()).collect();
+        Ok(Self { delegated: ranges.len(), ..Self::new(with(&self.uids), with(&self.gids))? })
+    }
+
+    /// The extents of users and of groups that are the container's alone.
+    pub(crate) fn own(&self) -> (&[Extent], &[Extent]) {
+        let (users, groups) = (self.uids.len() - self.delegated, self.gids.len() - self.delegated);
+        (&self.uids[..users], &self.gids[..groups])
     }
 
     /// The map of one range, from the container's root on.
     pub fn of_range(range: IdRange) -> Self {
         let extent = Extent { container: 0, host: range.base().0, count: range.count() };
-        Self { uids: vec![extent], gids: vec![extent] }
+        Self { uids: vec![extent], gids: vec![extent], delegated: 0 }
     }
 
     /// The extents of users.
@@ -176,6 +198,22 @@ mod tests {
             (map.uid_text(), map.gid_text()),
             ("0 65536 10\n".into(), "0 65536 10\n".into())
         );
+    }
+
+    /// U-03.
+    #[test]
+    fn a_range_that_is_passed_on_has_its_numbers_on_both_sides() {
+        let range = |base| IdRange::new(base, 65536).unwrap();
+        let own = IdMap::of_range(range(0x8_0000));
+        let map = own.with_delegated(&[range(0x10_0000), range(0xa_0000)]).unwrap();
+        let text = "0 524288 65536\n1048576 1048576 65536\n655360 655360 65536\n";
+        assert_eq!((map.uid_text().as_str(), map.gid_text().as_str()), (text, text));
+        assert_eq!(map.own(), own.own());
+        assert_eq!(own.own(), (own.uids(), own.gids()));
+        assert_eq!(map.host_uid(GuestUid(0x10_0001)), Some(HostUid(0x10_0001)));
+        assert!(own.with_delegated(&[range(0x8_0000)]).is_err(), "it is the container's own");
+        let wide = IdMap::of_range(IdRange::new(0x4000_0000, 0x20_0000).unwrap());
+        assert!(wide.with_delegated(&[range(0x10_0000)]).is_err(), "it has such a number");
     }
 
     #[rstest]

@@ -18,6 +18,7 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::errors::hinted;
 use crate::root::lock::Lock;
+use crate::settings::value::Delegate;
 use crate::spec::{Users, WhichIds};
 use map::IdMap;
 use range::{IdRange, USUAL_COUNT};
@@ -26,7 +27,7 @@ use range::{IdRange, USUAL_COUNT};
 #[derive(Debug)]
 pub struct Ids {
     map: IdMap,
-    _lock: Option<Lock>,
+    _locks: Vec<Lock>,
 }
 
 impl Ids {
@@ -36,11 +37,17 @@ impl Ids {
     }
 }
 
-/// Finds out which ids the machine has. `owner` is user and group of the tree's top directory.
+/// Finds out which ids the machine has, with `delegated` further ranges for containers in it. `owner` is user and group
+/// of the tree's top directory.
 ///
 /// # Errors
 /// When the owner shows no range and must, or no range is free.
-pub(crate) fn settle(wanted: &WhichIds, machine: &str, owner: (u32, u32)) -> Result<Ids> {
+pub(crate) fn settle(
+    wanted: &WhichIds,
+    delegated: Delegate,
+    machine: &str,
+    owner: (u32, u32),
+) -> Result<Ids> {
     let (map, lock) = match wanted {
         WhichIds::Range(range) => (IdMap::of_range(*range), None),
         WhichIds::Map(map) => (map.clone(), None),
@@ -51,7 +58,15 @@ pub(crate) fn settle(wanted: &WhichIds, machine: &str, owner: (u32, u32)) -> Res
             (IdMap::of_range(range), Some(lock))
         }
     };
-    Ok(Ids { map, _lock: lock })
+    let locks = lock.into_iter().collect();
+    if delegated == Delegate(0) {
+        return Ok(Ids { map, _locks: locks });
+    }
+    let further = pick::further(machine, delegated, &map).and_then(|(ranges, further)| {
+        let map = map.with_delegated(&ranges)?;
+        Ok(Ids { map, _locks: locks.into_iter().chain(further).collect() })
+    });
+    further.with_context(|| format!("--private-users-delegate={delegated}"))
 }
 
 /// Gives an ordinary user the rights that a container takes, if that is who we are.
@@ -135,6 +150,6 @@ mod tests {
     #[case((u32::MAX, u32::MAX), None)]
     fn an_owner_shows_the_range_it_lies_in(#[case] owner: (u32, u32), #[case] range: Option<&str>) {
         assert_eq!(shown_by(owner).map(|range| range.to_string()).as_deref(), range);
-        assert_eq!(settle(&WhichIds::OfTree, "m", owner).is_ok(), range.is_some());
+        assert_eq!(settle(&WhichIds::OfTree, Delegate(0), "m", owner).is_ok(), range.is_some());
     }
 }

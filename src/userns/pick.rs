@@ -14,10 +14,12 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::map::IdMap;
 use super::range::{IdRange, USUAL_COUNT};
 use crate::errors::hinted;
 use crate::root::Access;
 use crate::root::lock::{self, Lock};
+use crate::settings::value::Delegate;
 
 /// Ranges lie between these ids (systemd: docs/UIDS-GIDS.md, container UIDs), and start at multiples of their size.
 const FIRST: u32 = 0x8_0000;
@@ -38,19 +40,48 @@ const KEY: (u64, u64) = (0xaf41_f04a_f0e0_56e1, 0x72ff_9433_41cf_4196);
 /// # Errors
 /// When no free one was found, or the locks cannot be made.
 pub(super) fn pick(machine: &str, owner: Option<u32>) -> Result<(IdRange, Lock)> {
+    among(|taken| first_free(candidates(machine, owner), taken, lock))
+        .map_err(|error| error.context(hinted("picking ids", "--private-users=BASE names some")))
+}
+
+/// Picks and locks ranges for containers in this one, whose own ids are `own` (U-03). No id of theirs has a number that
+/// one of its own has on either side.
+///
+/// # Errors
+/// As [`pick`].
+pub(super) fn further(
+    machine: &str,
+    count: Delegate,
+    own: &IdMap,
+) -> Result<(Vec<IdRange>, Vec<Lock>)> {
+    among(|taken| {
+        taken.add_map(own);
+        let range = |number| {
+            // Each follows from the name, too; no machine is called so.
+            first_free(candidates(&format!("{machine}/{number}"), None), taken, lock)
+        };
+        (1..=count.0).map(range).collect()
+    })
+    .map_err(|error| error.context(hinted("picking further ids", "a lower number asks for fewer")))
+}
+
+/// Picks with a look at what is taken.
+fn among<T>(pick: impl FnOnce(&mut Taken) -> Result<T>) -> Result<T> {
     fs::create_dir_all(LOCKS).with_context(|| format!("making {LOCKS}"))?;
     // Nobody makes users of a range between our look and our lock.
     let database = lock_database();
-    let taken = Taken::read()?;
-    let found = first_free(candidates(machine, owner), &taken, |base| {
-        match lock::take(&Path::new(LOCKS).join(base.to_string()), Access::Write) {
-            Ok(lock) => Ok(Some(lock)),
-            Err(Errno::AGAIN | Errno::ACCESS) => Ok(None),
-            Err(errno) => Err(errno).with_context(|| format!("locking the ids from {base} on")),
-        }
-    });
+    let found = pick(&mut Taken::read()?);
     drop(database);
     found
+}
+
+/// Locks the range from `base` on, if nobody else has.
+fn lock(base: u32) -> Result<Option<Lock>> {
+    match lock::take(&Path::new(LOCKS).join(base.to_string()), Access::Write) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(None),
+        Err(errno) => Err(errno).with_context(|| format!("locking the ids from {base} on")),
+    }
 }
 
 fn first_free<L>(
@@ -70,10 +101,7 @@ fn first_free<L>(
             return Ok((range, lock));
         }
     }
-    bail!(hinted(
-        format!("no free range of {USUAL_COUNT} ids was found in {TRIES} tries"),
-        "--private-users=BASE names one",
-    ))
+    bail!("no free range of {USUAL_COUNT} ids was found in {TRIES} tries")
 }
 
 /// Whether it is one of the ranges that are there to be picked.
@@ -143,6 +171,13 @@ impl Taken {
             Some((fields.next()?.parse().ok()?, fields.next()?.trim().parse().ok()?))
         };
         self.0.extend(text.lines().filter_map(range));
+    }
+
+    /// The ids of a container, by their numbers inside and outside.
+    fn add_map(&mut self, map: &IdMap) {
+        for extent in map.uids().iter().chain(map.gids()) {
+            self.0.extend([(extent.container, extent.count), (extent.host, extent.count)]);
+        }
     }
 
     fn overlaps(&self, range: IdRange) -> bool {
@@ -221,6 +256,25 @@ mod tests {
         beside.add_ids(&format!("g:x:{}:\n", owner - 1));
         beside.add_ranges(&format!("u:{}:7\nu:{}:2\n", owner + 65536, owner - 2));
         assert_eq!(picked(Some(owner), &beside, &[]), owner);
+    }
+
+    /// U-03: neither where the container's ids are outside, nor with a number that one has inside.
+    #[test]
+    fn what_is_the_containers_own_is_not_passed_on() {
+        let range = |base| IdRange::new(base, USUAL_COUNT).unwrap();
+        let mut taken = Taken::default();
+        taken.add_map(&IdMap::of_range(IdRange::new(0x1000_0007, 0x10_0001).unwrap()));
+        for (base, is_taken) in [
+            (0x0fff_0000, false),
+            (0x1000_0000, true),
+            (0x1010_0000, true),
+            (0x1011_0000, false),
+            (0x000f_0000, true),
+            (0x0010_0000, true),
+            (0x0011_0000, false),
+        ] {
+            assert_eq!(taken.overlaps(range(base)), is_taken, "{base:#x}");
+        }
     }
 
     #[test]

@@ -34,7 +34,14 @@ cases![
     an_ephemeral_tree_on_btrfs: [Need::Fs("btrfs"), RSPAWN],
     an_ephemeral_tree_on_xfs: [Need::Fs("xfs"), RSPAWN],
     an_ephemeral_tree_on_tmpfs: [Need::Fs("tmpfs"), RSPAWN],
-    a_tree_of_foreign_ids_is_mapped: [Need::Fs("ext4"), Need::Kernel(5, 12), RSPAWN],
+    foreign_on_ext4: [Need::Fs("ext4"), RSPAWN],
+    foreign_on_btrfs: [Need::Fs("btrfs"), RSPAWN],
+    foreign_on_xfs: [Need::Fs("xfs"), RSPAWN],
+    foreign_on_tmpfs: [Need::Fs("tmpfs"), RSPAWN],
+    off_on_ext4: [Need::Fs("ext4"), RSPAWN],
+    off_on_btrfs: [Need::Fs("btrfs"), RSPAWN],
+    off_on_xfs: [Need::Fs("xfs"), RSPAWN],
+    off_on_tmpfs: [Need::Fs("tmpfs"), RSPAWN],
     any_ids_can_be_mapped: [Need::Fs("ext4"), Need::Kernel(5, 12), RSPAWN],
     a_tree_of_other_ids_is_not_mapped: [RSPAWN],
     what_is_kept_of_a_tree_is_mapped_too: [Need::Fs("ext4"), Need::Kernel(5, 19), RSPAWN],
@@ -55,7 +62,7 @@ const SINCE: [(&str, (u32, u32)); 4] =
 /// Since when an overlay takes such a layer.
 const OVERLAYS_SINCE: (u32, u32) = (5, 19);
 
-fn kernel() -> Result<(u32, u32)> {
+pub(crate) fn kernel() -> Result<(u32, u32)> {
     let uname = rustix::system::uname();
     let release = uname.release().to_str()?;
     let mut numbers = release.split(['.', '-']).map(str::parse);
@@ -186,12 +193,61 @@ fn an_ephemeral_tree(t: &Guest) -> Result<()> {
     tree.listing()?.same_as(&before)
 }
 
-/// U-02, `foreign`.
-fn a_tree_of_foreign_ids_is_mapped(t: &Guest) -> Result<()> {
+fn foreign_on_ext4(t: &Guest) -> Result<()> {
+    foreign(t)
+}
+
+fn foreign_on_btrfs(t: &Guest) -> Result<()> {
+    foreign(t)
+}
+
+fn foreign_on_xfs(t: &Guest) -> Result<()> {
+    foreign(t)
+}
+
+fn foreign_on_tmpfs(t: &Guest) -> Result<()> {
+    foreign(t)
+}
+
+/// U-02: a tree of ids that are set aside for those of other machines, which is mapped or refused.
+fn foreign(t: &Guest) -> Result<()> {
     let tree = tree(t)?;
     with_users(t.container(&tree), FOREIGN, "chown").sh("true")?.succeeds()?;
-    with_users(t.container(&tree), BASE, "foreign").sh(LOOK)?.prints(SEEN)?;
+    let run = with_users(t.container(&tree), BASE, "foreign").sh(LOOK)?;
+    if !can_map(t)? {
+        run.refused(t, "cannot be mapped")?;
+        return tree.lacks("sub/new");
+    }
+    run.prints(SEEN)?;
     ensure!(on_disk(&tree, "sub/new")? == (FOREIGN, FOREIGN), "what is new is not foreign on disk");
+    Ok(())
+}
+
+fn off_on_ext4(t: &Guest) -> Result<()> {
+    off(t)
+}
+
+fn off_on_btrfs(t: &Guest) -> Result<()> {
+    off(t)
+}
+
+fn off_on_xfs(t: &Guest) -> Result<()> {
+    off(t)
+}
+
+fn off_on_tmpfs(t: &Guest) -> Result<()> {
+    off(t)
+}
+
+/// U-02: the owners are right already, and what is new belongs to who has written it, on disk too.
+fn off(t: &Guest) -> Result<()> {
+    let tree = tree(t)?;
+    with_users(t.container(&tree), BASE, "chown").sh("true")?.succeeds()?;
+    let before = tree.listing()?;
+    with_users(t.container(&tree), BASE, "off").sh("true")?.succeeds()?;
+    tree.listing()?.same_as(&before)?;
+    with_users(t.container(&tree), BASE, "off").sh(LOOK)?.prints(SEEN)?;
+    ensure!(on_disk(&tree, "sub/new")? == (BASE, BASE), "what is new is not the container's");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use harness::guest::suite::Suite;
 
 mod bind;
+mod bind_user;
 mod boot;
 mod caps;
 mod cleanup;
@@ -76,6 +77,7 @@ const SUITE: Suite = Suite {
         mounts::CASES,
         caps::CASES,
         bind::CASES,
+        bind_user::CASES,
         overlay::CASES,
         own::CASES,
         tmpfs::CASES,

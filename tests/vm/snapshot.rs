@@ -39,6 +39,7 @@ cases![
     what_a_failed_run_has_written_is_kept_if_asked: [OURS],
     what_a_failed_run_has_written_is_kept_of_a_snapshot: [OURS, BTRFS],
     what_is_kept_can_lie_on_another_file_system: [OURS],
+    what_is_kept_of_other_users_is_theirs: [OURS],
     a_tree_too_deep_for_open_files_is_removed: [OURS] within 60,
 ];
 
@@ -394,6 +395,38 @@ fn what_is_kept_can_lie_on_another_file_system(t: &Guest) -> Result<()> {
     let left = entries(place.path())?;
     ensure!(left.is_empty(), "there is {left:?}");
     drop(place);
+    Ok(())
+}
+
+/// U-02 with --keep-on-failure: under the name that it always has, whichever way the tree came to belong to them.
+fn what_is_kept_of_other_users_is_theirs(t: &Guest) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    const BASE: u32 = 30 << 16;
+    let tree = t.tree().build()?;
+    let before = tree.listing()?;
+    for (mode, ownership) in [("overlay", "auto"), ("overlay", "chown"), ("copy", "chown")] {
+        let container = t
+            .container(&tree)
+            .arg("--keep-on-failure")
+            .arg(format!("--private-users={BASE}"))
+            .arg(format!("--private-users-ownership={ownership}"))
+            .arg(format!("--ephemeral={mode}"));
+        container.sh("echo > /good")?.succeeds()?;
+        ensure!(take_kept(t.scratch())?.is_none(), "a good run is kept");
+        let run = container.sh("mkdir /a; echo written > /a/file; exit 3")?;
+        run.exits(3)?;
+        let kept = take_kept(t.scratch())?.with_context(|| format!("nothing is kept\n{run}"))?;
+        ensure!(entries(&kept)? == [kept.join("tree")], "it holds {:?}", entries(&kept));
+        let file = kept.join("tree/a/file");
+        let text = fs::read_to_string(&file).context("reading what was written")?;
+        ensure!(text == "written\n", "it holds {text:?}");
+        let owner = fs::metadata(&file).context("looking at it")?.uid();
+        ensure!(owner == BASE, "--ephemeral={mode}, {ownership}: it is {owner}'s");
+        fs::remove_dir_all(&kept).context("removing it")?;
+        tree.listing()?.same_as(&before)?;
+    }
+    let left = halted::hidden(t)?;
+    ensure!(left.is_empty(), "there is {left:?}");
     Ok(())
 }
 

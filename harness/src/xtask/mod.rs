@@ -12,6 +12,7 @@ pub mod images;
 pub mod install;
 pub mod kernels;
 mod kill_test;
+mod list;
 pub mod mutants;
 pub mod project;
 pub mod select;

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::accel::{self, Choice, Wish};
-use crate::case::Listing;
 use crate::guest::{Subject, fault};
 use crate::kernels::{self, Kernel, Row};
 use crate::machine::{self, GUEST_MEMORY_MIB, Parts, SCRATCH_MIB};
@@ -36,7 +35,7 @@ use crate::{schedule, tool};
 
 use super::closing::Ended;
 use super::select::{Selection, Subjects};
-use super::{doctor, say};
+use super::{doctor, list, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -101,7 +100,7 @@ pub struct Options {
     /// What stdout holds: text, or a JSON object per result and one at the end, with the text on stderr
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// List the selected cases with their needs, where they run and why not elsewhere, and run nothing
+    /// List the selected cases with their needs, the cells they are for, and why one does not run them; run nothing
     #[arg(long)]
     pub list: bool,
     /// Build what guests execute, the kernels and the images, put the first into this directory, and run nothing
@@ -182,7 +181,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     differences.limit(&mut plan);
     let whole = shard::names(&matrix::plan(&chosen, &axes));
     if options.list {
-        cases.iter().for_each(|case| println!("{}", listed(case, &plan)));
+        print!("{}", list::text(&cases, &axes));
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(dir) = &options.prepare {
@@ -394,22 +393,6 @@ fn chosen_rows(workspace: &Workspace, options: &Options) -> Result<Vec<Row>> {
 }
 
 /// A case with its needs, where it runs, and where it does not.
-fn listed(case: &Listing, plan: &Plan) -> String {
-    let mut line = case.name.clone();
-    if !case.needs.is_empty() {
-        line.push_str(&format!("  needs {:?}", case.needs));
-    }
-    let runs = plan.jobs.iter().filter(|job| job.cases.iter().any(|other| other.name == case.name));
-    let cells: Vec<String> = runs.map(|job| job.cell.to_string()).collect();
-    if !cells.is_empty() {
-        line.push_str(&format!("  runs on {}", cells.join(", ")));
-    }
-    for skip in plan.skips.iter().filter(|skip| skip.case == case.name) {
-        line.push_str(&format!("  skipped on {}: {}", skip.kernel, skip.why));
-    }
-    line
-}
-
 fn dry_run(
     plan: &Plan,
     ready: &Ready,
@@ -455,7 +438,6 @@ pub fn check(options: &Options) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::ListedNeed;
 
     #[test]
     fn the_lanes_of_this_checkout_name_kernels_that_exist() {
@@ -468,19 +450,5 @@ mod tests {
                 lane.kernels.len()
             );
         }
-    }
-
-    #[test]
-    fn a_listed_case_tells_where_it_runs_and_why_not_elsewhere() {
-        let needs = vec![ListedNeed::Kernel(6, 1)];
-        let case = Listing { name: "vm::a".to_owned(), needs, timeout_s: 1 };
-        let kernels = [("new".to_owned(), (6, 1)), ("old".to_owned(), (5, 10))];
-        let (lane_fs, subjects) = (&["ext4".to_owned()], &[Subject::Rspawn]);
-        let axes = Axes { kernels: &kernels, lane_fs, every_fs: false, fs: &[], subjects };
-        let plan = matrix::plan(std::slice::from_ref(&case), &axes);
-        assert_eq!(
-            listed(&case, &plan),
-            "vm::a  needs [Kernel(6, 1)]  runs on new ext4  skipped on old: needs kernel >= 6.1"
-        );
     }
 }

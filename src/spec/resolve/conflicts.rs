@@ -99,6 +99,15 @@ const CONFLICTS: &[Conflict] = &[
         what: "--ephemeral-dir=, --ephemeral-reboot=, --keep-on-failure and --keep-name need --ephemeral",
         hint: "they say how something is thrown away; add -x",
     },
+    // M-02.
+    Conflict {
+        said: |s, _| {
+            let others = s.bind_user_shell.is_said() || s.bind_user_groups.is_said();
+            others && !s.bind_users.is_said()
+        },
+        what: "--bind-user-shell= and --bind-user-group= need --bind-user=",
+        hint: "they say what such a user is like; --bind-user=NAME says who it is",
+    },
     // I-06.
     Conflict {
         said: |s, _| {

@@ -1,5 +1,6 @@
 //! What follows from what was said? Every default and every conflict is decided here and nowhere else.
 
+mod bound_users;
 mod conflicts;
 mod credentials;
 mod environment;
@@ -80,6 +81,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
         chdir: settings.chdir.value().cloned(),
         api: mounts::api(host, network, &users, &start, &knobs)?,
         mounts: mounts::custom(settings, host, &users)?,
+        bound_users: bound_users::bound_users(settings, host, &users)?,
         scratch_places: layer_places(host),
         credentials: credentials::credentials(settings, host)?,
         network,
@@ -118,7 +120,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.slice.is_said(), "--slice="),
         no(s.properties.is_said(), "--property="),
         no(s.register.or(Register::Auto) == Register::Yes, "--register=yes"),
-        no(s.delegate.is_said(), "--private-users-delegate="),
         no(s.interfaces.is_said(), "--network-interface="),
         no(s.macvlans.is_said(), "--network-macvlan="),
         no(s.ipvlans.is_said(), "--network-ipvlan="),
@@ -129,7 +130,6 @@ fn refuse_what_is_missing(s: &Settings) -> Result<()> {
         no(s.network_namespace.is_said(), "--network-namespace-path="),
         no(s.ports.is_said(), "--port="),
         no(s.forward_journal.is_said(), "--forward-journal="),
-        no(s.bind_users.is_said(), "--bind-user="),
     ];
     match missing.into_iter().flatten().next() {
         Some(option) => bail!(hinted(
@@ -192,6 +192,7 @@ pub(super) mod tests {
             selinux: || false,
             user_namespaces: || true,
             own_ids: || panic!("root has all ids"),
+            user: |_| Ok(None),
             canonical: |path| match path.starts_with("/gone") {
                 true => Err(io::Error::from_raw_os_error(libc::ENOENT)),
                 false => Ok(path.to_owned()),

@@ -90,6 +90,7 @@ fn is_pid2(settings: &Settings) -> bool {
 mod tests {
     use super::*;
     use crate::settings::Source;
+    use crate::settings::value::Delegate;
     use crate::spec::{Ownership, WhichIds};
     use crate::userns::range::IdRange;
     use rstest::rstest;
@@ -175,7 +176,7 @@ mod tests {
         let mut settings = Settings::default();
         settings.share_system.say(true, &Source::CommandLine);
         let ids = WhichIds::Range(IdRange::IDENTITY);
-        let users = Users::Private { ids, ownership: Ownership::Off };
+        let users = Users::Private { ids, delegated: Delegate(0), ownership: Ownership::Off };
         let error = shares(&settings, &host, &users).unwrap_err().to_string();
         assert_eq!(error, "--share-system needs the host's users");
     }

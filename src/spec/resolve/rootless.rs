@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::errors::hinted;
 use crate::settings::Settings;
-use crate::settings::value::Ownership;
+use crate::settings::value::{Delegate, Ownership};
 
 struct Refusal {
     said: fn(&Settings) -> bool,
@@ -40,6 +40,11 @@ const REFUSALS: &[Refusal] = &[
             mode != Ownership::Off && !s.private_users_if_possible.is_yes()
         },
         what: "--private-users-ownership= needs root",
+        hint: OWN_IDS,
+    },
+    Refusal {
+        said: |s| s.delegate.or(Delegate(0)) != Delegate(0),
+        what: "--private-users-delegate= needs root",
         hint: OWN_IDS,
     },
     Refusal { said: |s| s.veth.is_yes(), what: "--network-veth needs root", hint: NO_LINKS },
@@ -117,6 +122,7 @@ mod tests {
     #[case(&["-D/x", "--private-users=pick"], "--private-users= needs root")]
     #[case(&["-D/x", "--private-users-map=0:0:1"], "--private-users-map= needs root")]
     #[case(&["-D/x", "--private-users-ownership=chown"], "--private-users-ownership= needs root")]
+    #[case(&["-D/x", "--private-users-delegate=1"], "--private-users-delegate= needs root")]
     #[case(&["-D/x", "-n", "--network-veth"], "--network-veth needs root")]
     #[case(&["-D/x", "--network-bridge=b"], "--network-bridge= needs root")]
     #[case(&["-D/x", "--port=80"], "--port= needs root")]

@@ -6,7 +6,7 @@ use crate::errors::hinted;
 use crate::host::Host;
 use crate::root::Access;
 use crate::settings::Settings;
-use crate::settings::value::PrivateUsers;
+use crate::settings::value::{Delegate, PrivateUsers};
 use crate::spec::{Ownership, Users, WhichIds};
 use crate::userns::map::IdMap;
 use crate::userns::range::IdRange;
@@ -16,7 +16,24 @@ pub(super) fn users(settings: &Settings, host: &Host, access: Access) -> Result<
     if !host.is_root {
         return Ok(Users::Caller((host.own_ids)()));
     }
-    let Some(ids) = ids(settings, host)? else { return Ok(Users::Host) };
+    let delegated = settings.delegate.or(Delegate(0));
+    let Some(ids) = ids(settings, host)? else {
+        ensure!(
+            delegated == Delegate(0),
+            hinted(
+                "--private-users-delegate= needs users of the container's own",
+                "-U or --private-users= gives it some; without them it has all ids of the host",
+            )
+        );
+        return Ok(Users::Host);
+    };
+    ensure!(
+        delegated == Delegate(0) || !matches!(ids, WhichIds::Map(_)),
+        hinted(
+            "--private-users-map= excludes --private-users-delegate=",
+            "the maps are all of the container's ids; one more as 131072000:131072000:65536 passes a range on",
+        )
+    );
     let usual = match ids {
         WhichIds::Pick => Ownership::Auto,
         WhichIds::OfTree | WhichIds::Range(_) | WhichIds::Map(_) => Ownership::Off,
@@ -29,7 +46,7 @@ pub(super) fn users(settings: &Settings, host: &Host, access: Access) -> Result<
             "with --read-only or --volatile, =map or =auto shows other owners and changes none",
         )
     );
-    Ok(Users::Private { ids, ownership })
+    Ok(Users::Private { ids, delegated, ownership })
 }
 
 fn ids(settings: &Settings, host: &Host) -> Result<Option<WhichIds>> {
@@ -120,7 +137,7 @@ mod tests {
             assert_eq!(users(none).unwrap(), Users::Host, "{none:?}");
         }
         let off = |words: &[&str]| match users(words).unwrap() {
-            Users::Private { ids, ownership: Ownership::Off } => ids,
+            Users::Private { ids, delegated: Delegate(0), ownership: Ownership::Off } => ids,
             other => panic!("{other:?}"),
         };
         assert_eq!(off(&["--private-users=yes"]), WhichIds::OfTree);
@@ -138,9 +155,16 @@ mod tests {
     /// U-01, U-04.
     #[test]
     fn a_range_that_is_picked_brings_the_owners_along() {
-        let picked = Users::Private { ids: WhichIds::Pick, ownership: Ownership::Auto };
-        assert_eq!(users(&["--private-users=pick"]).unwrap(), picked);
-        assert_eq!(users(&["-U"]).unwrap(), picked);
+        let picked = |count| Users::Private {
+            ids: WhichIds::Pick,
+            delegated: Delegate(count),
+            ownership: Ownership::Auto,
+        };
+        assert_eq!(users(&["--private-users=pick"]).unwrap(), picked(0));
+        assert_eq!(users(&["-U"]).unwrap(), picked(0));
+        // U-03.
+        assert_eq!(users(&["-U", "--private-users-delegate=3"]).unwrap(), picked(3));
+        assert_eq!(users(&["--private-users-delegate=0"]).unwrap(), Users::Host);
     }
 
     #[rstest]
@@ -149,6 +173,8 @@ mod tests {
     #[case(&["--private-users-map=0:1:1", "-U"], "excludes")]
     #[case(&["--private-users-map=0:1:5", "--private-users-map=3:9:1"], "ids in common")]
     #[case(&["--private-users-map=1:1:5"], "root is not mapped")]
+    #[case(&["--private-users-map=0:1:5", "--private-users-delegate=1"], "excludes")]
+    #[case(&["--private-users-delegate=1"], "needs users of the container's own")]
     fn what_cannot_be_mapped_is_refused(#[case] words: &[&str], #[case] told: &str) {
         let error = format!("{:#}", users(words).unwrap_err());
         assert!(error.contains(told), "{error}");

@@ -250,7 +250,7 @@ fn map_mount(mount: BorrowedFd<'_>, map: &IdMap, base: u32) -> Result<Result<(),
 
 /// The range that files are given to.
 fn range(map: &IdMap) -> Result<Base> {
-    if let ([uids], [gids]) = (map.uids(), map.gids())
+    if let ([uids], [gids]) = map.own()
         && uids == gids
         && let Extent { container: 0, host, count: RANGE } = *uids
         && let Some(base) = Base::starting_at(host).filter(|base| *base != Base::BUSY)
