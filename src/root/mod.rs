@@ -17,6 +17,7 @@ mod layer;
 pub(crate) mod lock;
 mod loop_device;
 mod memory;
+mod one_mount;
 mod pivot;
 mod plan;
 mod policy;
