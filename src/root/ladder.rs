@@ -251,6 +251,8 @@ pub(super) fn copy_into(
         shows,
     })
     .map_err(explain)?;
+    // Only now, or what is in subvolumes of the tree could be too much for what the tree itself may hold.
+    subvolume::copy_quota(ends.from.as_fd(), ends.to.as_fd()).context("limiting the copy")?;
     checkpoint::reach("copied");
     Ok(to)
 }

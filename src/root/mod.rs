@@ -21,6 +21,7 @@ mod one_mount;
 mod pivot;
 mod plan;
 mod policy;
+mod quota;
 mod remove;
 mod subvolume;
 mod template;
