@@ -248,8 +248,8 @@ fn what_is_no_place_for_a_copy_is_refused(t: &Guest) -> Result<()> {
     fs::remove_file(&file.0).context("removing it")
 }
 
-const STEPS: [&str; 5] =
-    ["holder-made", "copy-begun", "copied", "template-made", "template-synced"];
+const STEPS: [&str; 6] =
+    ["holder-made", "copy-begun", "copy-listed", "copied", "template-made", "template-synced"];
 
 /// SNP-14, 3 of security.md's defects: the next start completes it, and collects what was left.
 fn kill_9_at_any_step_leaves_nothing_or_all(t: &Guest) -> Result<()> {
