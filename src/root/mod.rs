@@ -11,6 +11,7 @@ pub mod discover;
 pub mod filesystem;
 pub mod gpt;
 mod image;
+mod interrupt;
 mod kept;
 mod ladder;
 mod layer;

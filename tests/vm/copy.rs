@@ -31,6 +31,7 @@ cases![
     a_source_that_changes_is_copied_and_leads_nowhere: [OURS] within 120,
     other_file_systems_and_the_copy_itself_are_no_part_of_a_copy: [OURS],
     a_copy_to_a_full_file_system_leaves_nothing: [OURS] within 60,
+    a_copy_shows_at_a_terminal_how_far_it_is: [OURS],
 ];
 
 /// Times with every digit, from before 1970 in one case.
@@ -322,5 +323,21 @@ fn a_copy_to_a_full_file_system_leaves_nothing(t: &Guest) -> Result<()> {
     let left = harness::guest::observe::entries(small.path())?;
     ensure!(left.is_empty(), "there is {left:?}");
     drop(small);
+    Ok(())
+}
+
+/// I-02: and what was asked to end by then leaves nothing.
+fn a_copy_shows_at_a_terminal_how_far_it_is(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let container = t.container(&tree).arg("--ephemeral=copy");
+    let told = container.clone().arg("-v");
+    let seen = halted::seen_at("copy-listed", 1, &told, Signal::INT)?;
+    for words in ["copying: ", " files, ", "/s", "interrupted by a signal"] {
+        ensure!(seen.contains(words), "{words:?} is not in {seen:?}");
+    }
+    let quiet = halted::seen_at("copy-listed", 1, &container, Signal::CONT)?;
+    ensure!(!quiet.contains("copying"), "with -q it shows {quiet:?}");
+    let left = halted::hidden(t)?;
+    ensure!(left.is_empty(), "there is {left:?}");
     Ok(())
 }
