@@ -264,3 +264,33 @@ fn explain(error: Error) -> Error {
         _ => error,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::{Keep, Ladder};
+    use crate::settings::value::EphemeralReboot;
+
+    /// SNP-04.
+    #[test]
+    fn a_tree_that_cannot_be_asked_whether_it_is_a_mount_point_is_named() {
+        let ladder = Ladder { rungs: vec![Rung::Overlay], elsewhere: Vec::new() };
+        let layer = LayerSpec {
+            ladder,
+            beside: true,
+            on_reboot: EphemeralReboot::Keep,
+            on_failure: Keep::No,
+            hostname: None,
+        };
+        let wanted = Wanted {
+            path: Path::new("/srv/tree"),
+            // No descriptor at all.
+            source: rustix::fs::ABS,
+            access: Access::Write,
+            layer: &layer,
+            verbosity: Verbosity::Normal,
+        };
+        let error = format!("{:#}", make(&wanted).unwrap_err());
+        assert!(error.starts_with("asking whether \"/srv/tree\" is a mount point: "), "{error}");
+    }
+}
