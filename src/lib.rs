@@ -7,7 +7,7 @@
 //! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`bind_user`], [`userns`], [`console`], [`credentials`] and [`security`] |
 //!
 //! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
-//! [`undo`] takes back what was done to the host, `walk` goes through trees that someone hostile has written, [`errors`], [`exit`], [`audience`] and [`status`] say how it went,
+//! [`undo`] takes back what was done to the host, `walk` goes through trees that someone hostile has written, [`errors`], [`exit`], [`audience`] and [`status`] say how it went, `progress` shows how it goes,
 //! [`sys`] wraps what no crate has, and `checkpoint` is where tests stop us.
 //!
 //! # Invariants
@@ -37,6 +37,7 @@ pub mod integration;
 pub mod mounts;
 pub mod notify;
 pub mod options;
+mod progress;
 pub mod root;
 pub mod security;
 pub mod session;

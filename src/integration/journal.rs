@@ -5,15 +5,15 @@
 //! directory that is there and nothing else; a link to another place is replaced only if a mode was asked for.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::files::read_of_host;
+use super::files::{open_of_host, read_of_host};
 use super::{HARMLESS, bind};
 use crate::errors::{hinted, warn};
 use crate::ids::{self, Ids, OfTree};
@@ -148,12 +148,15 @@ fn garbage() -> anyhow::Error {
 fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<()> {
     let id = machine.replace('-', "");
     let path = format!("{JOURNALS}/{id}");
-    let host = Path::new(&path);
+    let path = Path::new(&path);
+    let journals = journals()?;
+    let host = journals.as_ref().map(|dir| OnHost { dir: dir.as_fd(), id: &id, path });
     // The name of the place, for a link; the place itself is reached through `tree`.
     let mut in_tree = name.as_os_str().to_owned();
-    in_tree.push(&path);
+    in_tree.push(path);
     let in_tree = Path::new(&in_tree);
-    let plan = plan(wanted, found(host, in_tree, tree)?);
+    let found = host.map_or(Ok(Found::Nothing), |host| host.found(in_tree, tree))?;
+    let plan = plan(wanted, found);
     if plan == Plan::Leave {
         return Ok(());
     }
@@ -175,53 +178,77 @@ fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<(
     match plan {
         Plan::Leave => Ok(()),
         Plan::RefuseMounted => {
-            ensure!(lenient, "{path} of the host is a mount point");
+            ensure!(lenient, "{} of the host is a mount point", path.display());
             Ok(())
         }
-        Plan::RefuseOther => bail!("{path} of the host is neither a directory nor a link"),
-        Plan::MakeInTree => make_in_tree(host, tree).map(drop),
-        Plan::Link(_) | Plan::Mount(_) if !Path::new(JOURNALS).is_dir() => {
-            ensure!(
-                lenient,
-                hinted(
-                    format!("the host keeps no journal: it has no {JOURNALS}"),
-                    format!("make that directory, or say try-{}", word(wanted)),
-                )
-            );
-            Ok(())
+        Plan::RefuseOther => {
+            bail!("{} of the host is neither a directory nor a link", path.display())
         }
-        Plan::Link(way) => link_to_tree(way, host, in_tree, tree),
-        Plan::Mount(way) => mount_from_host(way, host, tree),
+        Plan::MakeInTree => make_in_tree(path, tree).map(drop),
+        Plan::Link(_) | Plan::Mount(_) if host.is_none() && lenient => Ok(()),
+        Plan::Link(way) => link_to_tree(way, kept(host, wanted)?, in_tree, tree),
+        Plan::Mount(way) => mount_from_host(way, kept(host, wanted)?, tree),
+    }
+}
+
+/// A host that keeps no journals has no place for one.
+fn kept<'a>(host: Option<OnHost<'a>>, wanted: &Journal) -> Result<OnHost<'a>> {
+    host.with_context(|| {
+        hinted(
+            format!("the host keeps no journal: it has no {JOURNALS}"),
+            format!("make that directory, or say try-{}", word(wanted)),
+        )
+    })
+}
+
+/// The place of a machine's journal on the host, whatever is there.
+#[derive(Clone, Copy, Debug)]
+struct OnHost<'a> {
+    /// [`JOURNALS`]. It is opened once: the container's tree lies on top of / by now, and there the kernel would end up
+    /// by a link that leads over `..`.
+    dir: BorrowedFd<'a>,
+    id: &'a str,
+    path: &'a Path,
+}
+
+/// The host's journals, if it keeps any.
+fn journals() -> Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match open_of_host(Path::new(JOURNALS), flags) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno).with_context(|| format!("opening {JOURNALS} of the host")),
     }
 }
 
 /// The place in the tree comes first: where that cannot be made, the host stays as it is.
-fn link_to_tree(way: Clear, host: &Path, in_tree: &Path, tree: &InRoot) -> Result<()> {
-    make_in_tree(host, tree)?;
-    clear(way, host)?;
-    let linked = rustix::fs::symlinkat(in_tree, CWD, host);
-    linked.with_context(|| format!("linking {} of the host to the container's", host.display()))
+fn link_to_tree(way: Clear, host: OnHost<'_>, in_tree: &Path, tree: &InRoot) -> Result<()> {
+    make_in_tree(host.path, tree)?;
+    host.clear(way)?;
+    let linked = rustix::fs::symlinkat(in_tree, host.dir, host.id);
+    linked
+        .with_context(|| format!("linking {} of the host to the container's", host.path.display()))
 }
 
-fn mount_from_host(way: Clear, host: &Path, tree: &InRoot) -> Result<()> {
-    let path = host.display();
-    let place = make_in_tree(host, tree)?;
+fn mount_from_host(way: Clear, host: OnHost<'_>, tree: &InRoot) -> Result<()> {
+    let path = host.path.display();
+    let place = make_in_tree(host.path, tree)?;
     let mounted = is_mount_point(&place, Path::new(""), AtFlags::EMPTY_PATH)?;
     ensure!(!mounted, "{path} of the container is a mount point");
-    clear(way, host)?;
-    match rustix::fs::mkdirat(CWD, host, Mode::from_raw_mode(0o755)) {
+    host.clear(way)?;
+    match rustix::fs::mkdirat(host.dir, host.id, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno).with_context(|| format!("making {path} of the host")),
     }
-    if !is_empty(host, tree)? {
+    if !is_empty(host.path, tree)? {
         warn(format_args!(
             "--link-journal=: {path} of the container has files that the mount hides"
         ));
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let journal = rustix::fs::openat(CWD, host, flags, Mode::empty())
+    let journal = rustix::fs::openat(host.dir, host.id, flags, Mode::empty())
         .with_context(|| format!("opening {path} of the host"))?;
-    bind(host, journal, host, HARMLESS, tree)
+    bind(host.path, journal, host.path, HARMLESS, tree)
 }
 
 fn word(wanted: &Journal) -> &'static str {
@@ -231,34 +258,49 @@ fn word(wanted: &Journal) -> &'static str {
     }
 }
 
-/// Looks at the host's place, and at whether a link there is to the tree's: by its text, as it was written,
-/// or else by where it leads.
-fn found(host: &Path, in_tree: &Path, tree: &InRoot) -> Result<Found> {
-    let stat = match rustix::fs::statat(CWD, host, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Found::Nothing),
-        other => other.with_context(|| format!("looking at {} of the host", host.display()))?,
-    };
-    Ok(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory if is_mount_point(CWD, host, AtFlags::SYMLINK_NOFOLLOW)? => {
-            Found::Mounted
-        }
-        FileType::Directory => Found::Directory,
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(CWD, host, Vec::new());
-            let target = target.with_context(|| format!("reading the link {}", host.display()))?;
-            let by_text = in_tree.as_os_str().as_encoded_bytes() == target.as_bytes();
-            if by_text || leads_into(host, tree) { Found::LinkToTree } else { Found::OtherLink }
-        }
-        _ => Found::Other,
-    })
+impl OnHost<'_> {
+    /// Looks at it, and at whether a link there is to the tree's: by its text, as it was written, or else by where it
+    /// leads.
+    fn found(self, in_tree: &Path, tree: &InRoot) -> Result<Found> {
+        let Self { dir, id, path } = self;
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        let stat = match rustix::fs::statat(dir, id, nofollow) {
+            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            other => other.with_context(|| format!("looking at {} of the host", path.display()))?,
+        };
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory if is_mount_point(dir, Path::new(id), nofollow)? => Found::Mounted,
+            FileType::Directory => Found::Directory,
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(dir, id, Vec::new());
+                let target =
+                    target.with_context(|| format!("reading the link {}", path.display()))?;
+                let by_text = in_tree.as_os_str().as_encoded_bytes() == target.as_bytes();
+                if by_text || leads_into(path, tree) { Found::LinkToTree } else { Found::OtherLink }
+            }
+            _ => Found::Other,
+        })
+    }
+
+    fn clear(self, way: Clear) -> Result<()> {
+        let (flags, hint) = match way {
+            Clear::Nothing => return Ok(()),
+            Clear::Unlink => (AtFlags::empty(), "it is a link that is in the way"),
+            Clear::RemoveDirectory => {
+                (AtFlags::REMOVEDIR, "with --link-journal=host the container uses what is in there")
+            }
+        };
+        let what = || hinted(format!("removing {} of the host", self.path.display()), hint);
+        rustix::fs::unlinkat(self.dir, self.id, flags).with_context(what)
+    }
 }
 
 /// Whether the host's link and the tree's own path lead to one directory.
-fn leads_into(host: &Path, tree: &InRoot) -> bool {
+fn leads_into(path: &Path, tree: &InRoot) -> bool {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let inode = |fd: OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
-    let there = rustix::fs::openat(CWD, host, flags | OFlags::CLOEXEC, Mode::empty());
-    match (there.and_then(inode), tree.open(host, Links::Inside, flags).and_then(inode)) {
+    let there = open_of_host(path, flags | OFlags::CLOEXEC);
+    match (there.and_then(inode), tree.open(path, Links::Inside, flags).and_then(inode)) {
         (Ok(there), Ok(here)) => there == here,
         _ => false,
     }
@@ -272,18 +314,6 @@ fn is_of_host(id: &str) -> bool {
 /// The place in the tree has the same path as that on the host.
 fn make_in_tree(path: &Path, tree: &InRoot) -> Result<OwnedFd> {
     tree.make_dir(path, Links::Inside)
-}
-
-fn clear(way: Clear, host: &Path) -> Result<()> {
-    let (flags, hint) = match way {
-        Clear::Nothing => return Ok(()),
-        Clear::Unlink => (AtFlags::empty(), "it is a link that is in the way"),
-        Clear::RemoveDirectory => {
-            (AtFlags::REMOVEDIR, "with --link-journal=host the container uses what is in there")
-        }
-    };
-    rustix::fs::unlinkat(CWD, host, flags)
-        .with_context(|| hinted(format!("removing {} of the host", host.display()), hint))
 }
 
 fn is_mount_point(dir: impl AsFd, path: &Path, flags: AtFlags) -> Result<bool> {

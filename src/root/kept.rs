@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::copy::Sharing;
 use super::layer::{self, Holder, Refused, TREE};
+use super::one_mount::Directory;
 use super::{ladder, remove};
 use crate::ids;
 use crate::tree::open_host_directory;
@@ -34,7 +35,8 @@ pub(super) fn keep(holder: Holder, place: &Path, machine: &str) -> Result<PathBu
         Err(Refused(why)) => bail!("{why}"),
     };
     let tree = layer::subdirectory(holder.fd(), TREE).context("opening it")?;
-    ladder::copy_into(&copy, tree.as_fd(), Sharing::IfPossible, false)?;
+    let tree = Directory { path: &holder.tree_path(), fd: tree.as_fd() };
+    ladder::copy_into(&copy, tree, Sharing::IfPossible, false)?;
     rename(&copy, &kept).context("giving it its name")?;
     made.abandon();
     let (parent, name) = parts(holder.path());

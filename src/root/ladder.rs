@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use super::copy::{self, NotShared, Order, Sharing};
 use super::layer::{self, Holder, Refused, TREE};
 use super::memory::{self, Memory};
+use super::one_mount::{self, Directory};
 use super::{Access, LayerSpec, Rung, subvolume};
 use crate::checkpoint;
 use crate::errors::{Verbosity, hinted};
@@ -171,11 +172,12 @@ fn try_rung(rung: Rung, wanted: &Wanted<'_>, place: &Path) -> Result<Result<Laye
         Err(refused) => return Ok(Err(refused)),
     };
     let shows = wanted.verbosity >= Verbosity::Normal;
+    let tree = Directory { path, fd: source };
     let kind = match rung {
         Rung::Snapshot => snapshot(&holder, source, access),
         Rung::Overlay => overlay(&holder, source),
-        Rung::Reflink => copied(&holder, source, Sharing::Required, shows)?,
-        Rung::Copy => copied(&holder, source, Sharing::IfPossible, shows)?,
+        Rung::Reflink => copied(&holder, tree, Sharing::Required, shows)?,
+        Rung::Copy => copied(&holder, tree, Sharing::IfPossible, shows)?,
         Rung::Tmpfs => bail!("a bug in rspawn: a tmpfs has no holder"),
     };
     checkpoint::reach("layer-made");
@@ -199,7 +201,7 @@ fn overlay(holder: &Holder, source: BorrowedFd<'_>) -> Result<Kind, Refused> {
 
 fn copied(
     holder: &Holder,
-    source: BorrowedFd<'_>,
+    source: Directory<'_>,
     sharing: Sharing,
     shows: bool,
 ) -> Result<Result<Kind, Refused>> {
@@ -220,7 +222,7 @@ fn is_refusal(error: &Error) -> bool {
 /// Copies a tree into a holder: into a new subvolume where there are some (SNP-11), else into a directory (SNP-12).
 pub(super) fn copy_into(
     holder: &Holder,
-    source: BorrowedFd<'_>,
+    source: Directory<'_>,
     sharing: Sharing,
     shows: bool,
 ) -> Result<OwnedFd> {
@@ -238,19 +240,19 @@ pub(super) fn copy_into(
     }
     checkpoint::reach("copy-begun");
     let to = layer::subdirectory(holder.fd(), TREE).context("opening the copy's directory")?;
-    let opened = layer::reopen(to.as_fd()).context("opening the copy's directory")?;
-    // Other file systems that are mounted in the tree are no part of it, and what they hide is (DEF-03).
-    let from = mounts::detached_directory(source).context("looking below the mounts in it")?;
+    let ends = one_mount::open(source, Directory { path: &holder.tree_path(), fd: to.as_fd() })?;
     let stat = rustix::fs::fstat(holder.fd()).context("asking for the copy's inode")?;
     copy::tree(&Order {
-        from: from.as_fd(),
-        to: opened.as_fd(),
+        from: ends.from.as_fd(),
+        to: ends.to.as_fd(),
         sharing,
         without: &[copy::identity(&stat)],
         without_prefix: layer::PREFIX,
         shows,
     })
     .map_err(explain)?;
+    // Only now, or what is in subvolumes of the tree could be too much for what the tree itself may hold.
+    subvolume::copy_quota(ends.from.as_fd(), ends.to.as_fd()).context("limiting the copy")?;
     checkpoint::reach("copied");
     Ok(to)
 }
@@ -260,5 +262,35 @@ fn explain(error: Error) -> Error {
         Some(&(Errno::NOSPC | Errno::DQUOT)) => error
             .context(hinted("the place of the copy is full", "make room, or name another place")),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::{Keep, Ladder};
+    use crate::settings::value::EphemeralReboot;
+
+    /// SNP-04.
+    #[test]
+    fn a_tree_that_cannot_be_asked_whether_it_is_a_mount_point_is_named() {
+        let ladder = Ladder { rungs: vec![Rung::Overlay], elsewhere: Vec::new() };
+        let layer = LayerSpec {
+            ladder,
+            beside: true,
+            on_reboot: EphemeralReboot::Keep,
+            on_failure: Keep::No,
+            hostname: None,
+        };
+        let wanted = Wanted {
+            path: Path::new("/srv/tree"),
+            // No descriptor at all.
+            source: rustix::fs::ABS,
+            access: Access::Write,
+            layer: &layer,
+            verbosity: Verbosity::Normal,
+        };
+        let error = format!("{:#}", make(&wanted).unwrap_err());
+        assert!(error.starts_with("asking whether \"/srv/tree\" is a mount point: "), "{error}");
     }
 }

@@ -73,6 +73,11 @@ impl Holder {
         &self.path
     }
 
+    /// Where the snapshot, copy or upper layer in it is.
+    pub(super) fn tree_path(&self) -> PathBuf {
+        self.path.join(OsStr::from_bytes(TREE.to_bytes()))
+    }
+
     /// The same directory by the mounts of this process: an overlay takes no others.
     pub(super) fn here(&self) -> Result<Uppers> {
         let what = || format!("opening the layer {}", self.path.display());

@@ -9,30 +9,70 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, unlinkat};
 use rustix::io::Errno;
 
+use super::quota::{self, Own};
+use super::{layer, subvolume};
+use crate::errors::warn;
 use crate::sys::btrfs;
 use crate::walk::{self, Place, Visitor};
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Removes the directory `name` in `parent` with everything in it. It is no error if it is gone.
 ///
 /// # Errors
 /// At the first thing that cannot be removed.
 pub(crate) fn tree(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    walk::tree(parent, name, &mut Remover)
+    // The ioctls want a descriptor that was really opened; who cannot have one has no use for them.
+    let opened = layer::reopen(parent);
+    let parent = opened.as_ref().map_or(parent, AsFd::as_fd);
+    let mut remover = Remover { recounts: false };
+    walk::tree(parent, name, &mut remover)?;
+    if remover.recounts { quota::count_again(parent) } else { Ok(()) }
 }
 
-struct Remover;
+struct Remover {
+    /// Whether quota groups hold less than the kernel knows.
+    recounts: bool,
+}
+
+impl Remover {
+    /// Removes the quota groups of a subvolume that was in a directory.
+    fn remove(&mut self, own: Option<Own>, dir: BorrowedFd<'_>) {
+        match own.map(|own| own.remove(dir)) {
+            Some(Ok(recounts)) => self.recounts |= recounts,
+            Some(Err(error)) => leave(&error),
+            None => {}
+        }
+    }
+}
+
+/// The quota groups of a directory that is about to go, if it is a subvolume and has some.
+fn own_of(dir: impl AsFd) -> Option<Own> {
+    let dir = dir.as_fd();
+    Own::of(dir, subvolume::id(dir)?).unwrap_or_else(|error| {
+        leave(&error);
+        None
+    })
+}
+
+/// Quota groups without a subvolume harm nobody but who reads the list.
+fn leave(error: &anyhow::Error) {
+    warn(format_args!("{error:#}, ignoring"));
+}
 
 impl Visitor for Remover {
     fn before(&mut self, place: &Place<'_>, name: &CStr) -> Result<bool> {
+        // Afterwards there is nobody to ask.
+        let own = walk::open(place.dir, name, DIRECTORY).ok().and_then(own_of);
         // Fast, and the only way for a subvolume that is read-only.
-        let Err(refusal) = btrfs::destroy(place.dir, name) else { return Ok(false) };
+        let Err(refusal) = btrfs::destroy(place.dir, name) else {
+            self.remove(own, place.dir);
+            return Ok(false);
+        };
         if refusal.kind() == ErrorKind::DirectoryNotEmpty {
             // It is a subvolume with others in it, which cannot be taken out of one that is read-only.
-            let dir = walk::open(
-                place.dir,
-                name,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            );
+            let dir = walk::open(place.dir, name, DIRECTORY);
             dir.map_err(Into::into)
                 .and_then(|dir| btrfs::make_writable(&dir))
                 .with_context(|| format!("emptying {name:?}"))?;
@@ -55,13 +95,18 @@ impl Visitor for Remover {
     }
 
     fn after(&mut self, place: &Place<'_>, name: &CStr, dir: OwnedFd) -> Result<()> {
+        let own = own_of(&dir);
         drop(dir);
         match unlink(place.dir, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Ok(()) | Err(Errno::NOENT) => {}
             // A subvolume that held others goes now that they are gone.
-            Err(_) if btrfs::destroy(place.dir, name).is_ok() => Ok(()),
-            Err(errno) => Err(errno).with_context(|| format!("removing the directory {name:?}")),
+            Err(_) if btrfs::destroy(place.dir, name).is_ok() => {}
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("removing the directory {name:?}"));
+            }
         }
+        self.remove(own, place.dir);
+        Ok(())
     }
 }
 

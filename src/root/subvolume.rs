@@ -1,5 +1,5 @@
 //! How is a subvolume of btrfs copied with those in it? A snapshot holds empty directories in the place of nested
-//! subvolumes, so each of them gets a snapshot of its own there (SNP-10).
+//! subvolumes, so each of them gets a snapshot of its own there (SNP-10); their quota groups follow ([`quota`]).
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::layer::{self, PATH_DIR};
+use super::quota::{self, Copied};
 use super::{Access, remove};
 use crate::mounts;
 use crate::sys::btrfs::{self, Nested};
@@ -27,6 +28,13 @@ pub(super) fn is_one(directory: BorrowedFd<'_>) -> Result<bool> {
     let magic = system.f_type as u64;
     let inode = rustix::fs::fstat(directory).context("asking for the tree's inode")?.st_ino;
     Ok(magic == BTRFS_MAGIC && inode == INODE)
+}
+
+/// The id of a subvolume, by its top directory, really opened; `None` if it is none.
+pub(super) fn id(dir: BorrowedFd<'_>) -> Option<u64> {
+    // Other file systems have such a number too, and no answer to the next question.
+    rustix::fs::fstat(dir).ok().filter(|stat| stat.st_ino == INODE)?;
+    btrfs::id(dir).ok()
 }
 
 /// A subvolume and its snapshot.
@@ -59,7 +67,9 @@ pub(super) fn snapshot(
     let read_only = access == Access::Read;
     btrfs::snapshot(parent, &opened, name, read_only && is_plain).context("making the snapshot")?;
     let made = subdirectory(parent, name).context("opening the snapshot")?;
+    let mut copies = vec![copied(opened.as_fd(), made.as_fd())?];
     if is_plain {
+        quota::copy(parent, &copies)?;
         return Ok(made);
     }
     for holder in &holders {
@@ -74,12 +84,14 @@ pub(super) fn snapshot(
         let done = snapshot_nested(&within, &nested);
         let made = done.with_context(|| format!("making a snapshot of {:?} in it", nested.name))?;
         let Some(made) = made else { continue };
+        copies.push(copied(made.from.as_fd(), made.to.as_fd())?);
         let found = btrfs::nested(&made.from).context("looking for subvolumes in one of it")?;
         waiting.extend(below(&made, found));
         if read_only {
             finished.push(made);
         }
     }
+    quota::copy(parent, &copies)?;
     if read_only {
         // Nothing is put into any of them any more.
         for pair in finished {
@@ -87,6 +99,21 @@ pub(super) fn snapshot(
         }
     }
     Ok(made)
+}
+
+/// Gives the copy of a tree that holds no subvolume of its own the quota groups of the tree, if both are subvolumes of
+/// one file system.
+pub(super) fn copy_quota(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    if !is_one(from)? || !is_one(to)? || btrfs::file_system(from)? != btrfs::file_system(to)? {
+        return Ok(());
+    }
+    quota::copy(to, &[copied(from, to)?])
+}
+
+fn copied(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<Copied> {
+    let id = |dir| btrfs::id(reopen(dir)?);
+    let ids = id(from).and_then(|from| Ok(Copied { from, to: id(to)? }));
+    ids.context("asking for the id of a subvolume")
 }
 
 /// A descriptor that was really opened.

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::copy::Sharing;
 use super::layer::{self, Refused, TREE};
+use super::one_mount::Directory;
 use super::{Access, Rung, ladder, remove, subvolume};
 use crate::checkpoint;
 use crate::errors::{Verbosity, hinted};
@@ -65,6 +66,7 @@ pub(super) fn fill(wanted: &Wanted<'_>, template: BorrowedFd<'_>) -> Result<()> 
         Ok(holder) => holder,
         Err(Refused(why)) => bail!("in {}: {why}", place.display()),
     };
+    let template = Directory { path: from, fd: template };
     let (tree, rung, refused) = make(&holder, template, verbosity)?;
     checkpoint::reach("template-made");
     rustix::fs::syncfs(&layer::reopen(tree.as_fd())?).context("writing the copy to its disk")?;
@@ -111,13 +113,13 @@ pub(super) fn tell_that_it_exists(path: &Path, template: &Path) {
 /// Walks the rungs of a template: a snapshot, else a copy. Returns what was made, how, and why not otherwise.
 fn make(
     holder: &layer::Holder,
-    template: BorrowedFd<'_>,
+    template: Directory<'_>,
     verbosity: Verbosity,
 ) -> Result<(OwnedFd, Rung, String)> {
     let mut refused = "not a subvolume of btrfs".to_owned();
-    if subvolume::is_one(template)? {
+    if subvolume::is_one(template.fd)? {
         // It gets its name by a move, which a read-only one refuses; so that comes later.
-        match subvolume::snapshot(template, holder.fd(), TREE, Access::Write) {
+        match subvolume::snapshot(template.fd, holder.fd(), TREE, Access::Write) {
             Ok(tree) => return Ok((tree, Rung::Snapshot, String::new())),
             Err(error) => refused = format!("{error:#}"),
         }

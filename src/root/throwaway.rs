@@ -1,5 +1,5 @@
 //! How is an image run without being changed? By a ladder of ways: a copy that shares its blocks with the
-//! image, an overlay over the image that is only read, or a copy.
+//! image, an overlay over the image that is only read, or a copy, of which is shown how far it is.
 //!
 //! Invariants: a copy never has a name that outlives its making (SNP-42), so nothing of it is left whatever
 //! kills us; while an overlay is used, the image is locked against writers.
@@ -8,24 +8,26 @@ use std::fmt::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use anyhow::{Context, Error, Result, bail};
+use indicatif::HumanBytes;
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::image::{self, Image, Request};
+use super::interrupt::Interrupt;
 use super::layer::{self, Holder, Refused};
 use super::lock::{self, Lock};
 use super::{Access, Rung};
 use crate::checkpoint;
 use crate::errors::{Verbosity, hinted};
+use crate::progress::Progress;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
 /// How much is copied before signals are looked at, in bytes.
 const CHUNK_BYTES: usize = 16 << 20;
+/// What st_blocks counts (stat(2)).
+const BLOCK_BYTES: u64 = 512;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -100,7 +102,7 @@ fn over(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Result<Throwaway, Refuse
     Ok(Ok(Throwaway { image, rung: None, holder, locks }))
 }
 
-type Copy = fn(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>>;
+type Copy = fn(from: &OwnedFd, to: &OwnedFd, shows: bool) -> Result<Result<(), Errno>>;
 
 fn copied(wanted: &Wanted<'_>, way: Copy) -> Result<Result<Throwaway, Refused>> {
     let from = image::open(wanted.request.path, Access::Read)?;
@@ -112,7 +114,8 @@ fn copied(wanted: &Wanted<'_>, way: Copy) -> Result<Result<Throwaway, Refused>> 
         Ok(to) => to,
         Err(errno) => return Ok(Err(Refused(format!("making a file next to the image: {errno}")))),
     };
-    if let Err(errno) = way(&from, &to)? {
+    let shows = wanted.verbosity >= Verbosity::Normal;
+    if let Err(errno) = way(&from, &to, shows)? {
         return Ok(Err(Refused(errno.to_string())));
     }
     checkpoint::reach("image-copied");
@@ -138,7 +141,7 @@ fn nameless(path: &Path) -> Result<OwnedFd, Errno> {
     Ok(file)
 }
 
-fn reflink(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>> {
+fn reflink(from: &OwnedFd, to: &OwnedFd, _: bool) -> Result<Result<(), Errno>> {
     let made = rustix::fs::ioctl_ficlone(to, from);
     if made.is_ok() {
         // Only now: a file with this attribute takes no blocks of one without it (DEF-02).
@@ -147,12 +150,15 @@ fn reflink(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>> {
     Ok(made)
 }
 
-fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>> {
+fn copy(from: &OwnedFd, to: &OwnedFd, shows: bool) -> Result<Result<(), Errno>> {
     unshare_writes(to);
-    let size = rustix::fs::fstat(from).context("asking for the image's size")?.st_size;
-    let size = size.unsigned_abs();
+    let stat = rustix::fs::fstat(from).context("asking for the image's size")?;
+    let size = stat.st_size.unsigned_abs();
     rustix::fs::ftruncate(to, size).context("making a copy as long as the image")?;
-    let signals = terminating()?;
+    let interrupt = Interrupt::listen()?;
+    // Holes are not copied.
+    let all = size.min(stat.st_blocks.unsigned_abs() * BLOCK_BYTES);
+    let (mut progress, mut done) = (Progress::of(all, shows), 0);
     let mut at = 0;
     // Holes stay holes. Without any data after `at` there is nothing left to copy (lseek(2)).
     while at < size {
@@ -163,7 +169,9 @@ fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>> {
         let end = rustix::fs::seek(from, SeekFrom::Hole(start)).context("looking for a hole")?;
         at = start;
         while at < end {
-            stop_if_asked(&signals)?;
+            if interrupt.is_asked()? {
+                bail!("copying the image: interrupted by a signal");
+            }
             let length = CHUNK_BYTES.min(usize::try_from(end - at).unwrap_or(CHUNK_BYTES));
             let (mut read_at, mut write_at) = (at, at);
             let copied = rustix::fs::copy_file_range(
@@ -173,11 +181,18 @@ fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<Result<(), Errno>> {
                 Some(&mut write_at),
                 length,
             );
-            match copied.context("copying the image")? {
+            let copied = match copied.map_err(explain).context("copying the image")? {
                 // It was cut while it was copied.
                 0 => bail!("copying the image: it became shorter"),
-                copied => at += copied as u64,
-            }
+                copied => copied as u64,
+            };
+            at += copied;
+            done += copied;
+            progress.show(done, |per_second| {
+                let [done, all, rate] = [done, all, per_second].map(HumanBytes);
+                format!("copying the image: {done} of {all}, {rate}/s")
+            });
+            checkpoint::reach("image-copying");
         }
     }
     Ok(Ok(()))
@@ -191,19 +206,14 @@ fn unshare_writes(file: &OwnedFd) {
     }
 }
 
-/// What the supervisor will read once we are done; here it is only looked whether there is any.
-fn terminating() -> Result<SignalFd> {
-    let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("listening for signals")
-}
-
-fn stop_if_asked(signals: &SignalFd) -> Result<()> {
-    let mut fds = [PollFd::new(signals, PollFlags::IN)];
-    let ready = poll(&mut fds, Some(&Timespec::default())).context("looking for signals")?;
-    if ready > 0 {
-        bail!("copying the image: interrupted by a signal");
+fn explain(errno: Errno) -> Error {
+    match errno {
+        Errno::NOSPC | Errno::DQUOT => {
+            let hint = "make room next to the image, or let --ephemeral=overlay write elsewhere";
+            Error::new(errno).context(hinted("the place of the image is full", hint))
+        }
+        _ => errno.into(),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -221,7 +231,7 @@ mod tests {
         from.write_all_at(b"first", 0).unwrap();
         from.write_all_at(b"last", 40 << 20).unwrap();
         let to = nameless(&path).unwrap();
-        copy(&from.into(), &to).unwrap().unwrap();
+        copy(&from.into(), &to, false).unwrap().unwrap();
         let to = File::from(to);
         let mut text = [0; 4];
         to.read_exact_at(&mut text, 40 << 20).unwrap();

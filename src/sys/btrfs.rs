@@ -6,13 +6,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use linux_raw_sys::btrfs::{
-    BTRFS_SUBVOL_RDONLY, btrfs_ioctl_get_subvol_rootref_args, btrfs_ioctl_ino_lookup_user_args,
-    btrfs_ioctl_vol_args, btrfs_ioctl_vol_args_v2,
+    BTRFS_FIRST_FREE_OBJECTID, BTRFS_SUBVOL_RDONLY, btrfs_ioctl_fs_info_args,
+    btrfs_ioctl_get_subvol_rootref_args, btrfs_ioctl_ino_lookup_args,
+    btrfs_ioctl_ino_lookup_user_args, btrfs_ioctl_vol_args, btrfs_ioctl_vol_args_v2,
 };
 use linux_raw_sys::ioctl::{
-    BTRFS_IOC_GET_SUBVOL_ROOTREF, BTRFS_IOC_INO_LOOKUP_USER, BTRFS_IOC_SNAP_CREATE_V2,
-    BTRFS_IOC_SNAP_DESTROY, BTRFS_IOC_SUBVOL_CREATE_V2, BTRFS_IOC_SUBVOL_GETFLAGS,
-    BTRFS_IOC_SUBVOL_SETFLAGS,
+    BTRFS_IOC_FS_INFO, BTRFS_IOC_GET_SUBVOL_ROOTREF, BTRFS_IOC_INO_LOOKUP,
+    BTRFS_IOC_INO_LOOKUP_USER, BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SNAP_DESTROY,
+    BTRFS_IOC_SUBVOL_CREATE_V2, BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS,
 };
 
 /// A subvolume in another.
@@ -67,6 +68,24 @@ fn flags(subvolume: impl AsFd) -> io::Result<u64> {
     let mut flags = 0_u64;
     call(&subvolume, BTRFS_IOC_SUBVOL_GETFLAGS, &mut flags)?;
     Ok(flags)
+}
+
+/// The id of the subvolume that a directory lies in.
+pub fn id(directory: impl AsFd) -> io::Result<u64> {
+    // SAFETY: the structure is integers and arrays of them, for which zero is valid.
+    let mut args: btrfs_ioctl_ino_lookup_args = unsafe { std::mem::zeroed() };
+    // Of the top directory nothing is looked up, so anybody may ask.
+    args.objectid = BTRFS_FIRST_FREE_OBJECTID.into();
+    call(directory, BTRFS_IOC_INO_LOOKUP, &mut args)?;
+    Ok(args.treeid)
+}
+
+/// The id of the file system that a file lies in.
+pub fn file_system(file: impl AsFd) -> io::Result<[u8; 16]> {
+    // SAFETY: the structure is integers and arrays of them, for which zero is valid.
+    let mut args: btrfs_ioctl_fs_info_args = unsafe { std::mem::zeroed() };
+    call(file, BTRFS_IOC_FS_INFO, &mut args)?;
+    Ok(args.fsid)
 }
 
 /// The subvolumes directly in the one whose top directory this is (Linux 4.18).

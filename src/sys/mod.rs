@@ -8,6 +8,7 @@ pub mod mount;
 pub mod network;
 #[allow(unsafe_code)]
 pub mod process;
+pub mod qgroup;
 pub mod resize;
 #[allow(unsafe_code)]
 pub mod seccomp;

@@ -73,14 +73,14 @@ fn a_closed_output_ends_the_payload_not_the_launcher(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-struct Terminal {
+pub(crate) struct Terminal {
     /// The user's side.
-    screen: File,
+    pub(crate) screen: File,
     /// What the launcher gets.
-    line: OwnedFd,
+    pub(crate) line: OwnedFd,
 }
 
-fn terminal() -> Result<Terminal> {
+pub(crate) fn terminal() -> Result<Terminal> {
     let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).context("opening a terminal")?;
     grantpt(&screen).and_then(|()| unlockpt(&screen)).context("unlocking a terminal")?;
     let name = ptsname(&screen, Vec::new()).context("asking for the terminal's name")?;

@@ -27,9 +27,11 @@ cases![
     a_copy_on_tmpfs_is_the_same: [OURS, Need::Fs("tmpfs")] within 60,
     a_copy_on_an_overlay_is_the_same: [OURS, Need::Fs("tmpfs"), Need::Module("overlay")] within 60,
     a_copy_to_another_file_system_is_the_same: [OURS, Need::Tool("mkfs.ext4"), Need::Module("loop")] within 60,
+    what_is_exchanged_for_a_link_once_it_is_listed_leads_nowhere: [OURS],
     a_source_that_changes_is_copied_and_leads_nowhere: [OURS] within 120,
     other_file_systems_and_the_copy_itself_are_no_part_of_a_copy: [OURS],
     a_copy_to_a_full_file_system_leaves_nothing: [OURS] within 60,
+    a_copy_shows_at_a_terminal_how_far_it_is: [OURS],
 ];
 
 /// Times with every digit, from before 1970 in one case.
@@ -175,6 +177,50 @@ fn a_copy_to_another_file_system_is_the_same(t: &Guest) -> Result<()> {
     is_copied(t, tree.path(), &other.path().join("copy"))
 }
 
+/// The moment between the list of a directory and what is done with it, held still: none of what was listed is what it
+/// was when it is opened, and each is a link out of the tree, or what is worse to open than a file.
+fn what_is_exchanged_for_a_link_once_it_is_listed_leads_nowhere(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let secret = t.scratch().join("secret");
+    fs::create_dir(&secret).context("making a secret")?;
+    fs::write(secret.join("told"), "secret").context("making a secret")?;
+    let in_tree = |name: &str| tree.path().join(name);
+    let to = t.scratch().join("copy");
+    for way in ["template", "ephemeral"] {
+        fs::create_dir(in_tree("directory")).context("making a directory")?;
+        for name in ["file", "pipe", "becomes-a-directory"] {
+            fs::write(in_tree(name), "not secret").context("making a file")?;
+        }
+        symlink("nowhere", in_tree("link")).context("making a link")?;
+        let container = match way {
+            "template" => t.container_at(&to).arg("--template").arg(tree.path()),
+            _ => t.container(&tree).arg("--ephemeral=copy"),
+        };
+        let script = "ls -A /directory /file /pipe /link /becomes-a-directory; echo done";
+        let mut running = halted::at("copy-listed", &container, script)?;
+        fs::remove_dir(in_tree("directory")).context("removing the directory")?;
+        for name in ["file", "pipe", "link", "becomes-a-directory"] {
+            fs::remove_file(in_tree(name)).with_context(|| format!("removing {name}"))?;
+        }
+        symlink(&secret, in_tree("directory")).context("making a link to a directory")?;
+        symlink(secret.join("told"), in_tree("file")).context("making a link to a file")?;
+        rustix::fs::mknodat(CWD, in_tree("pipe"), FileType::Fifo, Mode::from(0o600), 0)
+            .context("making a pipe")?;
+        fs::write(in_tree("link"), "a file").context("making a file")?;
+        fs::create_dir(in_tree("becomes-a-directory")).context("making a directory")?;
+        running.signal(Signal::CONT)?;
+        let run = running.end()?;
+        for name in ["directory", "file", "pipe", "link"] {
+            fs::remove_file(in_tree(name)).with_context(|| format!("removing {name}"))?;
+        }
+        fs::remove_dir(in_tree("becomes-a-directory")).context("removing the directory")?;
+        run.prints("done").with_context(|| format!("by {way}"))?;
+        ensure!(run.stderr.contains("5 files vanished"), "by {way} it does not say so\n{run}");
+    }
+    fs::remove_dir_all(&to).context("removing the copy")?;
+    fs::remove_dir_all(&secret).context("removing the secret")
+}
+
 /// What is exchanged for a link while it is copied must not lead the copy out of the tree, and what comes and goes is no
 /// failure.
 fn a_source_that_changes_is_copied_and_leads_nowhere(t: &Guest) -> Result<()> {
@@ -277,5 +323,21 @@ fn a_copy_to_a_full_file_system_leaves_nothing(t: &Guest) -> Result<()> {
     let left = harness::guest::observe::entries(small.path())?;
     ensure!(left.is_empty(), "there is {left:?}");
     drop(small);
+    Ok(())
+}
+
+/// I-02: and what was asked to end by then leaves nothing.
+fn a_copy_shows_at_a_terminal_how_far_it_is(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let container = t.container(&tree).arg("--ephemeral=copy");
+    let told = container.clone().arg("-v");
+    let seen = halted::seen_at("copy-listed", 1, &told, Signal::INT)?;
+    for words in ["copying: ", " files, ", "/s", "interrupted by a signal"] {
+        ensure!(seen.contains(words), "{words:?} is not in {seen:?}");
+    }
+    let quiet = halted::seen_at("copy-listed", 1, &container, Signal::CONT)?;
+    ensure!(!quiet.contains("copying"), "with -q it shows {quiet:?}");
+    let left = halted::hidden(t)?;
+    ensure!(left.is_empty(), "there is {left:?}");
     Ok(())
 }

@@ -93,6 +93,7 @@ fn kill_9_at_each_step_leaves_what_cleanup_removes(t: &Guest) -> Result<()> {
         ("image-opened", "--ephemeral=overlay"),
         ("loop-attached", "--private-network"),
         ("loop-attached", "--ephemeral=copy"),
+        ("image-copying", "--ephemeral=copy"),
         ("image-copied", "--ephemeral=copy"),
         ("holder-made", "--ephemeral=overlay"),
         ("image-mounted", "--private-network"),

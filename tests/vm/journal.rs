@@ -28,6 +28,7 @@ cases![
     a_read_only_tree_is_linked_if_it_has_the_place,
     a_settings_file_beside_the_tree_links_nothing,
     links_of_the_tree_lead_nowhere: [] within 60,
+    a_host_keeps_its_journals_behind_a_link_over_its_root: [] within 60,
 ];
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -341,6 +342,28 @@ fn links_of_the_tree_lead_nowhere(t: &Guest) -> Result<()> {
             let same = Listing::of(&outside)?.same_as(&before);
             same.with_context(|| format!("--link-journal={mode}, /{link} → {up}\n{run}"))?;
         }
+    }
+    Ok(())
+}
+
+/// HST-03: the container's tree lies on the host's / by then, and there the kernel ends up by `..`.
+fn a_host_keeps_its_journals_behind_a_link_over_its_root(t: &Guest) -> Result<()> {
+    let kept = t.scratch().join("kept");
+    for (mode, is_linked) in [("guest", true), ("host", false), ("try-host", false)] {
+        let stand = Stand::new(t, Before::NoJournals, Some(ID))?;
+        fs::create_dir(&kept).context("making the host's journals")?;
+        let link = format!("../..{}", kept.display());
+        symlink(link, stand.host.path().join("log/journal")).context("linking them")?;
+        let option = format!("--link-journal={mode}");
+        let run = stand.run(t, &[&option])?;
+        let link = fs::read_link(kept.join(ID)).ok();
+        let (there, here) = (kept.join(ID).join("by-payload"), stand.in_tree().join("by-payload"));
+        let found = (link == Some(stand.in_tree()), there.exists(), here.exists());
+        fs::remove_dir_all(&kept).context("removing the host's journals")?;
+        run.prints(if is_linked { "plain" } else { "mounted" })?;
+        // A link shows the tree's file in both places.
+        let expected = if is_linked { (true, true, true) } else { (false, true, false) };
+        ensure!(found == expected, "{option}: linked, on the host, in the tree: {found:?}");
     }
     Ok(())
 }

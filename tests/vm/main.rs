@@ -51,6 +51,7 @@ mod overlay;
 mod own;
 mod pivot;
 mod process;
+mod quota;
 mod refused;
 mod rootless;
 mod runhost;
@@ -87,6 +88,7 @@ const SUITE: Suite = Suite {
         snapshot::CASES,
         template::CASES,
         copy::CASES,
+        quota::CASES,
         image::CASES,
         image_boot::CASES,
         image_ephemeral::CASES,

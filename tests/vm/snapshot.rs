@@ -233,6 +233,7 @@ fn kill_9_at_any_step_is_collected_by_the_next_start(t: &Guest) -> Result<()> {
         ("layer-made", &overlay),
         ("holder-made", &copy),
         ("copy-begun", &copy),
+        ("copy-listed", &copy),
         ("copied", &copy),
         ("layer-made", &copy),
     ] {
@@ -269,7 +270,7 @@ fn kill_9_at_any_step_of_a_snapshot_is_collected_by_the_next_start(t: &Guest) ->
 fn a_request_to_end_while_a_layer_is_made_leaves_nothing(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        for step in ["holder-made", "copy-begun", "copied", "layer-made"] {
+        for step in ["holder-made", "copy-begun", "copy-listed", "copied", "layer-made"] {
             let container = t.container(&tree).arg("--ephemeral=copy");
             halted::ended_at(step, &container, signal)?;
             let left = halted::hidden(t)?;

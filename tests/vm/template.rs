@@ -20,6 +20,7 @@ use crate::halted;
 
 const OURS: Need = Need::Only(Subject::Rspawn);
 const BTRFS: Need = Need::Fs("btrfs");
+const FILEFRAG: Need = Need::Tool("filefrag");
 
 cases![
     a_missing_directory_is_filled_and_an_existing_one_is_used,
@@ -28,6 +29,8 @@ cases![
     it_is_told_what_was_done: [OURS],
     a_subvolume_gives_a_snapshot_with_those_in_it: [BTRFS],
     a_directory_on_btrfs_gives_a_subvolume: [BTRFS],
+    no_block_is_copied_on_btrfs: [BTRFS, FILEFRAG],
+    no_block_is_copied_on_xfs: [Need::Fs("xfs"), FILEFRAG],
     a_read_only_copy_on_btrfs_is_a_read_only_subvolume: [OURS, BTRFS],
     a_read_only_copy_on_ext4_is_immutable: [OURS, Need::Fs("ext4")],
     a_template_alone_is_what_a_throw_away_run_is_of: [OURS],
@@ -161,6 +164,36 @@ fn a_directory_on_btrfs_gives_a_subvolume(t: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// SNP-19: what is shared is there at once.
+fn shares(t: &Guest, template: &Tree) -> Result<()> {
+    let big = template.path().join("big");
+    fs::write(&big, vec![7; 4 << 20]).context("making a big file")?;
+    fs::File::open(&big).and_then(|file| file.sync_all()).context("writing it to its disk")?;
+    let place = t.scratch().join("place");
+    fs::create_dir(&place).context("making a place")?;
+    // Next to it, and in another directory.
+    for path in [t.scratch().join("copy"), place.join("copy")] {
+        let copy = Copy(path);
+        copy.from(t, template.path()).sh("true")?.succeeds()?;
+        let run = Command::new("filefrag").arg("-v").arg(copy.0.join("big")).output();
+        let shown = String::from_utf8(run.context("running filefrag")?.stdout)?;
+        // "   0:        0..    1023:      34816..     35839:   1024:             last,shared,eof"
+        let extents: Vec<_> = shown.lines().filter(|line| line.contains("..")).collect();
+        let shared = extents.iter().all(|line| line.contains("shared"));
+        ensure!(!extents.is_empty() && shared, "{} has its own blocks:\n{shown}", copy.0.display());
+    }
+    fs::remove_dir(&place).context("removing the place")
+}
+
+fn no_block_is_copied_on_btrfs(t: &Guest) -> Result<()> {
+    shares(t, &t.tree().name("template").subvolume().build()?)?;
+    shares(t, &t.tree().name("directory").build()?)
+}
+
+fn no_block_is_copied_on_xfs(t: &Guest) -> Result<()> {
+    shares(t, &t.tree().name("template").build()?)
+}
+
 /// SNP-13, SNP-32: and those in it.
 fn a_read_only_copy_on_btrfs_is_a_read_only_subvolume(t: &Guest) -> Result<()> {
     let template = t.tree().name("template").subvolume().build()?;
@@ -248,8 +281,8 @@ fn what_is_no_place_for_a_copy_is_refused(t: &Guest) -> Result<()> {
     fs::remove_file(&file.0).context("removing it")
 }
 
-const STEPS: [&str; 5] =
-    ["holder-made", "copy-begun", "copied", "template-made", "template-synced"];
+const STEPS: [&str; 6] =
+    ["holder-made", "copy-begun", "copy-listed", "copied", "template-made", "template-synced"];
 
 /// SNP-14, 3 of security.md's defects: the next start completes it, and collects what was left.
 fn kill_9_at_any_step_leaves_nothing_or_all(t: &Guest) -> Result<()> {

@@ -33,7 +33,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::walk::Walk;
 pub(super) use self::walk::identity;
+use super::interrupt::Interrupt;
 use crate::errors::warn;
+use crate::progress::Progress;
 
 /// More do not make a disk faster.
 const MOST_WORKERS: usize = 8;
@@ -87,7 +89,8 @@ impl std::error::Error for NotShared {}
 /// SIGQUIT, which the caller must have blocked, is pending.
 pub(super) fn tree(order: &Order<'_>) -> Result<()> {
     let _room = ManyFiles::allow();
-    let signals = progress::terminating()?;
+    let interrupt = Interrupt::listen()?;
+    let progress = Progress::of_unknown(order.shows);
     let walk = Walk::new(order)?;
     thread::scope(|scope| {
         let mut workers = Vec::new();
@@ -100,7 +103,7 @@ pub(super) fn tree(order: &Order<'_>) -> Result<()> {
                 Err(error) => return Err(error).context("starting a thread that copies"),
             }
         }
-        progress::watch(&walk, &signals, workers.len(), order.shows);
+        progress::watch(&walk, &interrupt, workers.len(), progress);
         for worker in workers {
             worker.join().map_err(|_| anyhow!("a bug in rspawn: a copying thread panicked"))?;
         }

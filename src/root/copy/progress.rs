@@ -1,36 +1,31 @@
-//! What does the user see of a copy, and who stops it? The thread that waits for the workers looks for signals, and draws
-//! a line on a terminal. Signals are only looked at: the supervisor reads them once we are done.
+//! What does the user see of a copy, and who stops it? The thread that waits for the workers looks for signals, and shows
+//! how far they are.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use anyhow::anyhow;
+use indicatif::{HumanBytes, HumanCount};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::walk::Walk;
+use crate::progress::Progress;
+use crate::root::interrupt::Interrupt;
 
 /// Between two looks at how far it is.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// A copy that is done sooner is not worth a line.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// What ends a copy when it comes.
-pub(super) fn terminating() -> Result<SignalFd> {
-    let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]);
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("listening for signals")
-}
 
 /// Waits until so many workers have ended.
-pub(super) fn watch(walk: &Walk<'_>, signals: &SignalFd, workers: usize, shows: bool) {
-    let (begun, mut line) = (Instant::now(), None);
+pub(super) fn watch(
+    walk: &Walk<'_>,
+    interrupt: &Interrupt,
+    workers: usize,
+    mut progress: Progress,
+) {
     let mut working = workers as u64;
     let mut stopped = false;
     while working > 0 {
         let mut fds =
-            [PollFd::new(&walk.ended, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+            [PollFd::new(&walk.ended, PollFlags::IN), PollFd::new(interrupt, PollFlags::IN)];
         // A signal that stays pending would wake us all the time.
         let watched = if stopped { &mut fds[..1] } else { &mut fds[..] };
         // What cannot be waited for now is asked again.
@@ -44,27 +39,10 @@ pub(super) fn watch(walk: &Walk<'_>, signals: &SignalFd, workers: usize, shows: 
         if ended && rustix::io::read(&walk.ended, &mut count).is_ok() {
             working = working.saturating_sub(u64::from_ne_bytes(count));
         }
-        if shows && begun.elapsed() > PATIENCE {
-            let line = line.get_or_insert_with(bar);
-            line.set_message(text(walk, begun.elapsed()));
-            line.tick();
-        }
+        let (files, bytes) = (walk.files.load(Relaxed), walk.bytes.load(Relaxed));
+        progress.show(bytes, |per_second| {
+            let (files, rate) = (HumanCount(files), HumanBytes(per_second));
+            format!("copying: {files} files, {}, {rate}/s", HumanBytes(bytes))
+        });
     }
-    if let Some(line) = line {
-        line.finish_and_clear();
-    }
-}
-
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{spinner} {msg}");
-    bar.with_style(style.expect("the template is well formed"))
-}
-
-fn text(walk: &Walk<'_>, since: Duration) -> String {
-    let (files, bytes) = (walk.files.load(Relaxed), walk.bytes.load(Relaxed));
-    let per_second = u128::from(bytes) * 1000 / since.as_millis().max(1);
-    let per_second = u64::try_from(per_second).unwrap_or(u64::MAX);
-    let (files, bytes) = (HumanCount(files), HumanBytes(bytes));
-    format!("copying: {files} files, {bytes}, {}/s", HumanBytes(per_second))
 }

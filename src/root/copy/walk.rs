@@ -22,6 +22,7 @@ use rustix::process::{getegid, geteuid};
 use super::attributes::{self, Owner};
 use super::links::Links;
 use super::{Identity, Order, Sharing};
+use crate::checkpoint;
 
 /// Names of about five hundred entries.
 const LISTING_BYTES: usize = 16 << 10;
@@ -225,6 +226,9 @@ impl<'a> Walk<'a> {
                 job.ended = false;
                 break;
             }
+        }
+        if dir.parent.is_none() && !job.ended {
+            checkpoint::reach("copy-listed");
         }
         self.go_on(job, desk)?;
         for (name, kind) in files {

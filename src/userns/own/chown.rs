@@ -10,15 +10,16 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
+use indicatif::HumanCount;
 use rustix::fs::{
     AtFlags, FileType, Gid, IFlags, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
 use super::links::{Linked, Links};
-use super::progress::Progress;
 use super::shift::{self, Base};
 use crate::errors::{hinted, warn};
+use crate::progress::Progress;
 use crate::walk::{self, Place, Visitor};
 
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
@@ -34,9 +35,9 @@ const VALUE_BYTES: usize = 64 << 10;
 /// Changes the owners of all that is in the directory `top`, which was marked as busy, and then its own.
 pub(super) fn below_and_itself(top: BorrowedFd<'_>, base: Base) -> Result<()> {
     let stat = rustix::fs::fstat(top).context("looking at the top directory")?;
-    let mut owners = Owners { base, links: Links::since(&stat), progress: Progress::start() };
+    let mut owners = Owners { base, links: Links::since(&stat), shown: Shown::new() };
     walk::below(top, &mut owners)?;
-    let Owners { links, mut progress, .. } = owners;
+    let Owners { links, mut shown, .. } = owners;
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let (ours, others) = links.sorted((now.tv_sec, now.tv_nsec));
     let mut left: Vec<_> = others.into_iter().flat_map(|linked| linked.paths).collect();
@@ -44,9 +45,9 @@ pub(super) fn below_and_itself(top: BorrowedFd<'_>, base: Base) -> Result<()> {
         if !change_linked(top, &linked, base)? {
             left.extend(linked.paths);
         }
-        progress.step();
+        shown.step();
     }
-    progress.end();
+    drop(shown);
     if let Some(first) = left.iter().min() {
         let more = match left.len() - 1 {
             0 => String::new(),
@@ -62,7 +63,28 @@ pub(super) fn below_and_itself(top: BorrowedFd<'_>, base: Base) -> Result<()> {
 struct Owners {
     base: Base,
     links: Links,
+    shown: Shown,
+}
+
+/// Files that were changed so far. How many there will be is not known.
+struct Shown {
+    count: u64,
     progress: Progress,
+}
+
+impl Shown {
+    fn new() -> Self {
+        Self { count: 0, progress: Progress::of_unknown(true) }
+    }
+
+    /// One more.
+    fn step(&mut self) {
+        self.count += 1;
+        let count = HumanCount(self.count);
+        self.progress.show(self.count, |per_second| {
+            format!("changing owners: {count} files, {}/s", HumanCount(per_second))
+        });
+    }
 }
 
 impl Visitor for Owners {
@@ -70,7 +92,7 @@ impl Visitor for Owners {
         if kind == FileType::Directory {
             return Ok(true);
         }
-        self.progress.step();
+        self.shown.step();
         let what = || format!("changing the owner of {:?}", place.path(name));
         let file = match walk::open(place.dir, name, PLACE) {
             Ok(file) => file,
@@ -103,7 +125,7 @@ impl Visitor for Owners {
     }
 
     fn after(&mut self, place: &Place<'_>, name: &CStr, dir: OwnedFd) -> Result<()> {
-        self.progress.step();
+        self.shown.step();
         let stat = rustix::fs::fstat(&dir).map_err(anyhow::Error::new);
         stat.and_then(|stat| change(dir.as_fd(), &stat, self.base))
             .with_context(|| format!("changing the owner of {:?}", place.path(name)))

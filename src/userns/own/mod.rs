@@ -7,7 +7,6 @@
 
 mod chown;
 mod links;
-mod progress;
 mod shift;
 
 use std::fmt;
