@@ -7,9 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::case::{ListedNeed, Listing};
+use crate::case::{DEFAULT_TIMEOUT_S, ListedNeed, Listing};
 use crate::guest::Subject;
 use crate::shape::Shape;
+
+/// What a guest costs before its first case, in usual cases: most are restored, and still translate all that they execute.
+const BOOT_WEIGHT: u32 = 10;
 
 /// One machine that cases run in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -255,6 +258,13 @@ impl Job {
         })
     }
 
+    /// About how long it takes, in usual cases.
+    fn weight(&self) -> u32 {
+        // Whole, positive and small.
+        let boot = self.cell.shape.boot_factor() as u32 * BOOT_WEIGHT;
+        boot + self.cases.iter().map(weight).sum::<u32>()
+    }
+
     fn largest(&self, figure: impl Fn(&ListedNeed) -> Option<u32>) -> Option<u32> {
         self.cases.iter().flat_map(|case| &case.needs).filter_map(figure).max()
     }
@@ -286,17 +296,35 @@ pub fn split(jobs: Vec<Job>, guests: usize) -> Vec<Job> {
     let mut parts: Vec<Job> = Vec::new();
     for job in jobs {
         let count = job.cases.len().div_ceil(share).max(1);
-        // Neighbours in a file take about equally long: deal them out.
-        let mut hands: Vec<Job> = vec![Job { cell: job.cell.clone(), cases: Vec::new() }; count];
-        for (index, case) in job.cases.into_iter().enumerate() {
-            hands[index % count].cases.push(case);
-        }
-        parts.extend(hands);
+        parts.extend(dealt_out(job, count));
     }
     // The longest first, so that the last guest to end ends early.
-    parts.sort_by_key(|job| std::cmp::Reverse(job.cases.len()));
+    parts.sort_by_key(|job| std::cmp::Reverse(job.weight()));
     parts.extend(alone);
     parts
+}
+
+/// Shares of a job that take about equally long, with the cases of each in their order.
+fn dealt_out(job: Job, count: usize) -> Vec<Job> {
+    let mut order: Vec<usize> = (0..job.cases.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(weight(&job.cases[*index])));
+    let mut loads = vec![0; count];
+    let mut hand_of = vec![0; job.cases.len()];
+    for index in order {
+        let lightest = (0..count).min_by_key(|hand| loads[*hand]).unwrap_or(0);
+        loads[lightest] += weight(&job.cases[index]);
+        hand_of[index] = lightest;
+    }
+    let mut hands: Vec<Job> = vec![Job { cell: job.cell, cases: Vec::new() }; count];
+    for (case, hand) in job.cases.into_iter().zip(hand_of) {
+        hands[hand].cases.push(case);
+    }
+    hands
+}
+
+/// About how long a case takes, in usual ones: who is given long needs long.
+fn weight(case: &Listing) -> u32 {
+    case.timeout_s.div_ceil(DEFAULT_TIMEOUT_S).max(1)
 }
 
 /// A job for each case, so that each gets a guest of its own.
@@ -446,5 +474,24 @@ mod tests {
         }
         assert_eq!(split(whole.jobs.clone(), 2).len(), 2);
         assert_eq!(apart(whole.jobs).len(), 25);
+    }
+
+    #[test]
+    fn guests_get_about_the_same_to_do_and_the_longest_job_is_first() {
+        let long = |name: &str| Listing { timeout_s: 200, ..case(name, &[]) };
+        let systemd = [ListedNeed::Shape(Shape::Systemd)];
+        let mut cases: Vec<Listing> = (0..20).map(|n| case(&format!("c{n}"), &[])).collect();
+        cases.extend([
+            long("x"),
+            long("y"),
+            case("fs", &[ListedNeed::Fs("btrfs".to_owned())]),
+            case("s", &systemd),
+        ]);
+        let whole = plan(&cases, &on(&kernels()[..1], &fs()));
+        let parts = split(whole.jobs, 2);
+        let weights: Vec<u32> = parts.iter().map(Job::weight).collect();
+        assert_eq!(weights, [41, 30, 30, 11], "{parts:?}");
+        assert_eq!(parts[0].cell.shape, Shape::Systemd);
+        assert_eq!(parts[1].cases.last().unwrap().name, "x");
     }
 }

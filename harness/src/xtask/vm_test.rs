@@ -392,7 +392,6 @@ fn chosen_rows(workspace: &Workspace, options: &Options) -> Result<Vec<Row>> {
     super::kernels::chosen(&rows, names)
 }
 
-/// A case with its needs, where it runs, and where it does not.
 fn dry_run(
     plan: &Plan,
     ready: &Ready,
