@@ -1,5 +1,5 @@
 //! `cargo xtask bench --trees`: what a throw-away run and a copy of a big tree cost, on a file system that copies blocks
-//! and on one that shares them.
+//! and on one that shares them, and what a start from a disk image costs beside systemd-nspawn's.
 //!
 //! The tree has 100,000 files of 4 GiB in all, of which each has 4 KiB of data and a hole, since what is measured is the
 //! work for each file and not the disk; `--quick` takes a tenth of it. A copy is timed with its `sync`, which
@@ -35,6 +35,8 @@ const DATA_BYTES: usize = 4 << 10;
 const DISK_BYTES: u64 = 16 << 30;
 /// Copies take long, and differ little.
 const COPIES: usize = 3;
+/// Of the image that is started from.
+const IMAGE_BYTES: u64 = 1 << 30;
 
 /// One measured thing.
 #[derive(Debug, Serialize)]
@@ -46,6 +48,14 @@ struct Row {
     ratio: Option<Spread>,
     compared_with: Option<&'static str>,
     peak_memory_kib: Option<u64>,
+}
+
+impl Row {
+    /// Compared with nothing.
+    fn of(fs: &'static str, what: &'static str, times_ms: &[f64]) -> Self {
+        let (ratio, compared_with, peak_memory_kib) = (None, None, None);
+        Self { fs, what, times_ms: Spread::of(times_ms), ratio, compared_with, peak_memory_kib }
+    }
 }
 
 /// A file system in a file; unmounted when dropped.
@@ -105,6 +115,7 @@ pub(super) fn run(
         let disk = Disk::make(scratch.path(), fs)?;
         rows.extend(bench.on(fs, &disk.0)?);
     }
+    rows.extend(bench.image(scratch.path())?);
     if json {
         println!("{}", serde_json::to_string_pretty(&rows).context("writing the report")?);
     } else {
@@ -116,6 +127,9 @@ pub(super) fn run(
 
 fn line(row: &Row) -> String {
     let mut text = format!("{:<6} {:<34}", row.fs, row.what);
+    if row.times_ms.is_none() && row.peak_memory_kib.is_none() {
+        text.push_str(" not measured: it does not start here");
+    }
     if let Some(ms) = row.times_ms {
         text.push_str(&format!(" {:>9.2} ms ({:.2}–{:.2})", ms.median, ms.min, ms.max));
     }
@@ -174,12 +188,9 @@ impl Bench<'_> {
         for (lane, times_ms) in times.iter().enumerate() {
             let (what, with, _) = &starts[lane];
             rows.push(Row {
-                fs,
-                what,
-                times_ms: Spread::of(times_ms),
                 ratio: with.and_then(|with| stats::ratio(times_ms, &times[with])),
                 compared_with: with.map(|with| starts[with].0),
-                peak_memory_kib: None,
+                ..Row::of(fs, what, times_ms)
             });
         }
         if fs == "btrfs" {
@@ -187,12 +198,9 @@ impl Bench<'_> {
             let pairs = times[3].iter().zip(&times[1]);
             let added: Vec<f64> = pairs.map(|(with, without)| with - without).collect();
             rows.push(Row {
-                fs,
-                what: "what -x adds, big tree",
-                times_ms: Spread::of(&added),
                 ratio: stats::ratio(&added, &times[4]),
                 compared_with: Some(starts[4].0),
-                peak_memory_kib: None,
+                ..Row::of(fs, "what -x adds, big tree", &added)
             });
         }
         rows.extend(self.copies(fs, disk, &big)?);
@@ -225,22 +233,47 @@ impl Bench<'_> {
         }
         let peak = peak_memory_kib(&mut template())?;
         remove(&to)?;
-        let row = |what, times: &[f64]| Row {
-            fs,
-            what,
-            times_ms: Spread::of(times),
-            ratio: None,
-            compared_with: None,
-            peak_memory_kib: None,
-        };
         Ok(vec![
-            row("cp -a --reflink=auto, sync", &cp),
+            Row::of(fs, "cp -a --reflink=auto, sync", &cp),
             Row {
                 ratio: stats::ratio(&ours, &cp),
                 compared_with: Some("cp -a --reflink=auto, sync"),
-                ..row("--template, start", &ours)
+                ..Row::of(fs, "--template, start", &ours)
             },
-            Row { peak_memory_kib: Some(peak), ..row("--template", &[]) },
+            Row { peak_memory_kib: Some(peak), ..Row::of(fs, "--template", &[]) },
+        ])
+    }
+
+    /// Starts from an image of one file system. systemd-nspawn takes one only where udev runs.
+    fn image(&self, scratch: &Path) -> Result<Vec<Row>> {
+        let (tree, image) = (scratch.join("tree"), scratch.join("image.raw"));
+        userland::unpack(self.tar, &tree)?;
+        let file = File::create(&image).context("making an image")?;
+        file.set_len(IMAGE_BYTES).context("making an image")?;
+        tool::output(Command::new("mkfs.ext4").arg("-q").arg("-d").arg(&tree).arg(&image))?;
+        let start = |program: &Path, words: &[&str]| {
+            let mut command = Command::new(program);
+            command.arg("-q").args(words).arg("-i").arg(&image).arg("/bin/true");
+            command
+        };
+        let alone = ["--register=no", "--keep-unit"];
+        let nspawn = || start(Path::new("systemd-nspawn"), &alone);
+        let measures_nspawn = timed(&mut nspawn()).is_ok();
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..self.rounds {
+            for lane in stats::turns(2, round) {
+                if lane == 0 {
+                    ours.push(timed(&mut start(self.rspawn, &[]))?);
+                } else if measures_nspawn {
+                    theirs.push(timed(&mut nspawn())?);
+                }
+            }
+        }
+        let ratio = measures_nspawn.then(|| stats::ratio(&ours, &theirs)).flatten();
+        let compared_with = ratio.map(|_| "systemd-nspawn -i");
+        Ok(vec![
+            Row::of("image", "systemd-nspawn -i, 1 GiB", &theirs),
+            Row { ratio, compared_with, ..Row::of("image", "start -i, 1 GiB", &ours) },
         ])
     }
 

@@ -93,11 +93,11 @@ impl Walk<'_> {
         rustix::fs::utimensat(&dir.to, name, &times(stat), nofollow).context("giving it its times")
     }
 
-    /// The length of a value that was read; `None` if it was taken away meanwhile.
+    /// The length of a value that was read; `None` if it, or what has it, was taken away meanwhile.
     fn read(&self, read: Result<usize, Errno>, name: &CStr) -> Result<Option<usize>> {
         match read {
             Ok(length) => Ok(Some(length)),
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno).with_context(|| format!("reading its attribute {name:?}")),
         }
     }
@@ -119,7 +119,8 @@ impl Walk<'_> {
 fn list(length: Result<usize, Errno>, names: &[u8]) -> Result<impl Iterator<Item = &CStr>> {
     let length = match length {
         Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
+        // The second: what is found by its name has gone since it was looked at. Its copy is as it was then.
+        Err(Errno::OPNOTSUPP | Errno::NOENT) => 0,
         Err(errno) => return Err(errno).context("listing its attributes"),
     };
     let each = names[..length].split_inclusive(|byte| *byte == 0);
