@@ -49,12 +49,15 @@ impl Unit {
     }
 }
 
-/// The nodes below `/run/systemd/inaccessible`, one of each type.
+/// The nodes below `/run/systemd/inaccessible`, one of each type, unless a service manager has made them.
 ///
 /// # Errors
 /// When one cannot be made.
 pub(super) fn make_inaccessible_nodes() -> Result<()> {
     const TOP: &str = "/run/systemd/inaccessible";
+    if Path::new(TOP).exists() {
+        return Ok(());
+    }
     fs::create_dir_all(TOP).with_context(|| format!("making {TOP}"))?;
     let nodes = [
         ("reg", FileType::RegularFile),
