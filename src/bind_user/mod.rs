@@ -1,7 +1,7 @@
 //! How does a user of the host come to exist in a container (M-02)? As a record in /run/host/userdb, and by its home on
 //! /run/host/home. Nothing is written to the tree, and all of it goes with the container.
 //!
-//! [`account`] looks the user up on the host, [`choice`] finds out who it is inside, [`record`] is what is told of it.
+//! `account` looks the user up on the host, `choice` finds out who it is inside, `record` is what is told of it.
 //!
 //! Difference from systemd-nspawn, on purpose: the container gets none of the host's ids. There the user inside *is* the
 //! user of the host, who owns more than the home and has processes; here it is one of the container's own range, and the
