@@ -1,5 +1,5 @@
 //! `cargo xtask bench --trees`: what a throw-away run and a copy of a big tree cost, on a file system that copies blocks
-//! and on one that shares them, and what a start from a disk image costs beside systemd-nspawn's.
+//! and on one that shares them.
 //!
 //! The tree has 100,000 files of 4 GiB in all, of which each has 4 KiB of data and a hole, since what is measured is the
 //! work for each file and not the disk; `--quick` takes a tenth of it. A copy is timed with its `sync`, which
@@ -35,8 +35,6 @@ const DATA_BYTES: usize = 4 << 10;
 const DISK_BYTES: u64 = 16 << 30;
 /// Copies take long, and differ little.
 const COPIES: usize = 3;
-/// Of the image that is started from.
-const IMAGE_BYTES: u64 = 1 << 30;
 
 /// One measured thing.
 #[derive(Debug, Serialize)]
@@ -115,7 +113,6 @@ pub(super) fn run(
         let disk = Disk::make(scratch.path(), fs)?;
         rows.extend(bench.on(fs, &disk.0)?);
     }
-    rows.extend(bench.image(scratch.path())?);
     if json {
         println!("{}", serde_json::to_string_pretty(&rows).context("writing the report")?);
     } else {
@@ -127,9 +124,6 @@ pub(super) fn run(
 
 fn line(row: &Row) -> String {
     let mut text = format!("{:<6} {:<34}", row.fs, row.what);
-    if row.times_ms.is_none() && row.peak_memory_kib.is_none() {
-        text.push_str(" not measured: it does not start here");
-    }
     if let Some(ms) = row.times_ms {
         text.push_str(&format!(" {:>9.2} ms ({:.2}–{:.2})", ms.median, ms.min, ms.max));
     }
@@ -241,39 +235,6 @@ impl Bench<'_> {
                 ..Row::of(fs, "--template, start", &ours)
             },
             Row { peak_memory_kib: Some(peak), ..Row::of(fs, "--template", &[]) },
-        ])
-    }
-
-    /// Starts from an image of one file system. systemd-nspawn takes one only where udev runs.
-    fn image(&self, scratch: &Path) -> Result<Vec<Row>> {
-        let (tree, image) = (scratch.join("tree"), scratch.join("image.raw"));
-        userland::unpack(self.tar, &tree)?;
-        let file = File::create(&image).context("making an image")?;
-        file.set_len(IMAGE_BYTES).context("making an image")?;
-        tool::output(Command::new("mkfs.ext4").arg("-q").arg("-d").arg(&tree).arg(&image))?;
-        let start = |program: &Path, words: &[&str]| {
-            let mut command = Command::new(program);
-            command.arg("-q").args(words).arg("-i").arg(&image).arg("/bin/true");
-            command
-        };
-        let alone = ["--register=no", "--keep-unit"];
-        let nspawn = || start(Path::new("systemd-nspawn"), &alone);
-        let measures_nspawn = timed(&mut nspawn()).is_ok();
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for round in 0..self.rounds {
-            for lane in stats::turns(2, round) {
-                if lane == 0 {
-                    ours.push(timed(&mut start(self.rspawn, &[]))?);
-                } else if measures_nspawn {
-                    theirs.push(timed(&mut nspawn())?);
-                }
-            }
-        }
-        let ratio = measures_nspawn.then(|| stats::ratio(&ours, &theirs)).flatten();
-        let compared_with = ratio.map(|_| "systemd-nspawn -i");
-        Ok(vec![
-            Row::of("image", "systemd-nspawn -i, 1 GiB", &theirs),
-            Row { ratio, compared_with, ..Row::of("image", "start -i, 1 GiB", &ours) },
         ])
     }
 
