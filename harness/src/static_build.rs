@@ -25,12 +25,27 @@ pub fn cargo(workspace: &Workspace, target_dir: &Path, what: &[&str]) -> Result<
     // Without a target the flags would hold for build scripts too, which load libraries.
     cargo.args(["--target", &host_triple()?]);
     cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]).arg(target_dir);
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cargo.env("RUSTFLAGS", flags(libc_version())).env_remove("CARGO_ENCODED_RUSTFLAGS");
     for (file, prefix) in project.libraries {
         cargo.env(format!("{prefix}_LINK_TYPE"), "static");
         cargo.env(format!("{prefix}_LIB_PATH"), library_dir(file)?);
     }
     Ok(cargo)
+}
+
+/// What the compiler is told. Relocations are packed where the C library, which is in the program, can read them that
+/// way (glibc 2.36): they are read at each start, and are a twentieth of the program otherwise.
+fn flags(libc: Option<(u32, u32)>) -> String {
+    let packed = libc.is_some_and(|version| version >= (2, 36));
+    let link = if packed { " -C link-arg=-Wl,-z,pack-relative-relocs" } else { "" };
+    format!("-C target-feature=+crt-static{link}")
+}
+
+/// The version of the machine's glibc, by confstr(3); none with another C library.
+fn libc_version() -> Option<(u32, u32)> {
+    let printed = tool::text(tool::command("getconf").arg("GNU_LIBC_VERSION")).ok()?;
+    let mut parts = printed.trim().strip_prefix("glibc ")?.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 /// The executable `name` among those that cargo says it has built.
@@ -98,5 +113,13 @@ mod tests {
                        {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"vm\"},\"executable\":\"/b/vm-1\"}\n";
         assert_eq!(executable(printed, "vm").unwrap(), Path::new("/b/vm-1"));
         assert!(executable(printed, "rspawn").is_err());
+    }
+
+    #[test]
+    fn relocations_are_packed_where_they_can_be_read() {
+        assert!(flags(Some((2, 36))).contains("pack-relative-relocs"));
+        for libc in [Some((2, 35)), None] {
+            assert_eq!(flags(libc), "-C target-feature=+crt-static");
+        }
     }
 }

@@ -295,20 +295,43 @@ fn give_to(mount: BorrowedFd<'_>, base: Base, access: Access) -> Result<Way> {
             "one start without --read-only and --volatile changes them; then they stay so",
         )
     );
-    let owner = (Base::BUSY.shift(stat.st_uid), Base::BUSY.shift(stat.st_gid));
-    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-    rustix::fs::chownat(&top, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(|errno| {
-        let error = anyhow::Error::new(errno);
-        match errno {
-            Errno::ROFS => error.context(hinted(
-                "marking it as being changed",
-                "it can only be read; --private-users-ownership=map changes nothing in it",
-            )),
-            _ => error.context("marking it as being changed"),
-        }
-    })?;
+    mark(top.as_fd(), Base::BUSY.shift(stat.st_uid), Base::BUSY.shift(stat.st_gid)).map_err(
+        |errno| {
+            let error = anyhow::Error::new(errno);
+            match errno {
+                Errno::ROFS => error.context(hinted(
+                    "marking it as being changed",
+                    "it can only be read; --private-users-ownership=map changes nothing in it",
+                )),
+                _ => error.context("marking it as being changed"),
+            }
+        },
+    )?;
     chown::below_and_itself(top.as_fd(), base)?;
     Ok(Way::Chowned)
+}
+
+/// How often and how long it is waited for the clock of a file system. It goes on with the kernel's ticks, each 1 to
+/// 10 ms long; where inodes have no room for more, it is one of seconds.
+const CLOCK: (u32, Duration) = (1200, Duration::from_millis(1));
+
+/// Gives the top directory to an owner, later by the clock of the file system than all that was done to the tree
+/// before: what was changed in the same step of that clock would be held for changed meanwhile. An earlier start that
+/// was killed has changed files until the moment before.
+fn mark(top: BorrowedFd<'_>, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    let change = || {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::chownat(top, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+        rustix::fs::fstat(top).map(|stat| (stat.st_ctime, stat.st_ctime_nsec))
+    };
+    let first = change()?;
+    for _ in 0..CLOCK.0 {
+        if change()? != first {
+            break;
+        }
+        std::thread::sleep(CLOCK.1);
+    }
+    Ok(())
 }
 
 /// How often and how long it is waited for somebody else.
@@ -395,6 +418,23 @@ mod tests {
     #[case(Ownership::Map)]
     fn ids_that_are_the_hosts_own_need_nothing(#[case] ownership: Ownership) {
         assert_eq!(plan(at(0), &map(0, RANGE), ownership).unwrap(), Plan::Nothing);
+    }
+
+    /// A file that was changed just before is not held for one that is changed by others while it is given away.
+    #[test]
+    fn a_mark_is_later_than_all_that_was_done_before() {
+        let top = tempfile::tempdir().unwrap();
+        let (dir, file) = (std::fs::File::open(top.path()).unwrap(), top.path().join("file"));
+        for _ in 0..20 {
+            std::fs::write(&file, "").unwrap();
+            let before = rustix::fs::stat(&file).unwrap();
+            let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+            mark(dir.as_fd(), uid.as_raw(), gid.as_raw()).unwrap();
+            let marked = rustix::fs::fstat(&dir).unwrap();
+            assert!(
+                (marked.st_ctime, marked.st_ctime_nsec) > (before.st_ctime, before.st_ctime_nsec)
+            );
+        }
     }
 
     #[rstest]
