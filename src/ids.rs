@@ -1,15 +1,13 @@
 //! Which ids does a container have? That of the machine, which stays, and that of the boot, which never does.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::{FileType, OFlags};
-use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::inroot::{InRoot, Links, file_type};
+use crate::inroot::InRoot;
 
 /// A 128-bit id in dashed form.
 pub type Id = String;
@@ -50,25 +48,12 @@ pub enum OfTree {
 /// Reads the tree's own machine id. The file may be made by someone hostile, so a pipe is not waited for, a
 /// device is not opened, and no more is read than an id is long (R3).
 pub fn of_tree(root: &InRoot) -> OfTree {
-    let path = Path::new("/etc/machine-id");
-    let file = match root.open(path, Links::Inside, OFlags::PATH) {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return OfTree::None,
-        Err(_) => return OfTree::Garbage,
-    };
-    if file_type(&file) != Ok(FileType::RegularFile) {
-        return OfTree::Garbage;
-    }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let mut text = String::new();
-    let read = root.open(path, Links::Inside, flags).map(|file| {
-        // Whatever has taken its place by now is a regular file or not read.
-        let regular = file_type(&file) == Ok(FileType::RegularFile);
-        regular.then(|| File::from(file).take(34).read_to_string(&mut text).ok()).flatten()
-    });
-    match read {
-        Ok(Some(_)) => parse(&text),
-        Ok(None) | Err(_) => OfTree::Garbage,
+    let read = root.open_regular(Path::new("/etc/machine-id"));
+    match read.and_then(|file| File::from(file).take(34).read_to_string(&mut text)) {
+        Ok(_) => parse(&text),
+        Err(error) if error.kind() == ErrorKind::NotFound => OfTree::None,
+        Err(_) => OfTree::Garbage,
     }
 }
 
@@ -128,7 +113,7 @@ mod tests {
         assert_eq!(of_tree(&root), OfTree::None);
         let path = tree.path().join("etc/machine-id");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         assert_eq!(of_tree(&root), OfTree::Garbage);
     }
 

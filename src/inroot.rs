@@ -5,6 +5,7 @@
 //! tree are followed inside the tree, or not at all ([`Links`]). Needs openat2 (Linux 5.6).
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -67,6 +68,26 @@ impl InRoot {
                 other => return other,
             }
         }
+    }
+
+    /// Opens the regular file at `path` to be read; links are followed inside. What is there is looked at first: to open
+    /// a device can have effects.
+    ///
+    /// # Errors
+    /// What openat2(2) says; and that it is no regular file.
+    pub fn open_regular(&self, path: &Path) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let mut file = None;
+        // What has taken its place meanwhile is looked at too.
+        for flags in [OFlags::PATH, flags] {
+            let found = self.open(path, Links::Inside, flags)?;
+            let stat = rustix::fs::fstat(&found)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                return Err(io::Error::other("it is no regular file"));
+            }
+            file = Some(found);
+        }
+        Ok(file.expect("it was opened twice"))
     }
 
     /// Whether something is at `path`; for a dangling link, no.

@@ -7,7 +7,7 @@
 //! | done    | [`session`] holds what outlives a run ([`root`]: where the tree comes from); [`stage`] runs the three processes, which use [`mounts`], [`tree`], [`integration`], [`inroot`], [`ids`], [`bind_user`], [`userns`], [`console`], [`credentials`] and [`security`] |
 //!
 //! Beside them: [`handover`] and [`notify`] are what a service manager shares with us and the payload,
-//! [`undo`] takes back what was done to the host, `walk` goes through trees that someone hostile has written, [`errors`], [`exit`], [`audience`] and [`status`] say how it went, `progress` shows how it goes,
+//! [`undo`] takes back what was done to the host, `walk` goes through trees that someone hostile has written, `held` changes what is immutable there, [`errors`], [`exit`], [`audience`] and [`status`] say how it went, `progress` shows how it goes,
 //! [`sys`] wraps what no crate has, and `checkpoint` is where tests stop us.
 //!
 //! # Invariants
@@ -30,6 +30,7 @@ pub mod credentials;
 pub mod errors;
 pub mod exit;
 pub mod handover;
+mod held;
 pub mod host;
 pub mod ids;
 pub mod inroot;

@@ -150,8 +150,7 @@ impl Walk<'_> {
         }
         let mut buffer = std::mem::take(&mut self.buffer);
         let place = self.place();
-        let found = list(&place, &mut buffer, visitor);
-        let found = found.with_context(|| format!("reading the directory {name:?}"))?;
+        let found = list(&place, &mut buffer, visitor)?;
         self.buffer = buffer;
         self.levels.last_mut().expect("it was just pushed").directories = found;
         Ok(())
@@ -183,7 +182,8 @@ fn list(
     let mut directories = Vec::new();
     let mut entries = RawDir::new(place.dir, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
-        let entry = entry?;
+        let entry =
+            entry.with_context(|| format!("reading the directory {:?}", place.path(c"")))?;
         let name = entry.file_name();
         if !matches!(name.to_bytes(), b"." | b"..")
             && visitor.entry(place, name, entry.file_type())?

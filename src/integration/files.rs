@@ -86,8 +86,7 @@ pub(crate) fn read_of_host(path: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 /// When it is not there, is no regular file, or is longer than [`MAX_BYTES`].
 pub(crate) fn read_in(tree: &InRoot, path: &Path) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    read_regular(&tree.open(path, Links::Inside, flags)?)
+    read_regular(&tree.open_regular(path)?)
 }
 
 fn read_regular(file: &OwnedFd) -> io::Result<Vec<u8>> {

@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 use rustix::fs::OFlags;
 
 use super::apply::{self, Detached};
-use super::idmap::{Mapping, Refused, Shown};
+use super::idmap::{Mapping, Reach, Refused, Shown};
 use super::layers::open_host;
 use super::{Attrs, attach};
+use crate::errors::warn;
 use crate::inroot::{InRoot, Links};
 
 /// What a user may have at home is files: a node or a set-id program of it has no power over the container.
@@ -41,8 +42,13 @@ impl Home {
         tree: &InRoot,
     ) -> Result<Result<(), Refused>> {
         let mount = self.0.mount.as_fd();
-        if let Err(refused) = Mapping::new(shown)?.put_on(mount, true)? {
-            return Ok(Err(refused));
+        match Mapping::new(shown)?.put_on_as_much_as_can_be(mount)? {
+            Ok(Reach::All) => {}
+            Ok(Reach::Alone) => warn(format_args!(
+                "what is mounted in {} belongs to nobody there, since one of those file systems maps no owners",
+                on.display()
+            )),
+            Err(refused) => return Ok(Err(refused)),
         }
         let place = tree.make_dir(on, Links::Refused).context("making its place")?;
         // The attributes are set: a kernel that leaves them for now maps nothing.

@@ -98,6 +98,15 @@ pub(crate) struct Mapping {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused(pub(crate) &'static str);
 
+/// How much of a mount took a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// It, and all that is mounted below it.
+    All,
+    /// It alone, since something below it takes none.
+    Alone,
+}
+
 impl Mapping {
     /// Makes the user namespace that carries the map. `/proc` must be there, and we must have one thread.
     ///
@@ -133,6 +142,22 @@ impl Mapping {
             _ => return Err(error).context("mapping the owners of a mount"),
         };
         Ok(Err(Refused(why)))
+    }
+
+    /// Puts the map on a mount with all that is mounted below it or, where that cannot be, alone.
+    ///
+    /// # Errors
+    /// As [`Self::put_on`].
+    pub(crate) fn put_on_as_much_as_can_be(
+        &self,
+        mount: BorrowedFd<'_>,
+    ) -> Result<Result<Reach, Refused>> {
+        match self.put_on(mount, true)? {
+            Ok(()) => Ok(Ok(Reach::All)),
+            Err(refused) => {
+                Ok(self.put_on(mount, false)?.map(|()| Reach::Alone).map_err(|_| refused))
+            }
+        }
     }
 }
 

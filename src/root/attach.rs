@@ -24,7 +24,7 @@ use crate::inroot::{InRoot, Links};
 use crate::mounts;
 use crate::settings::value::{Ownership, PivotRoot, Volatile};
 use crate::userns::map::IdMap;
-use crate::userns::own::{self, Mapped, Settled};
+use crate::userns::own::{self, Mapped, OnlyRead, Settled};
 
 /// Whose the files of a root are to be (U-02).
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct Owners<'a> {
     pub(crate) ownership: Ownership,
     /// Whether files that stay may be changed for it.
     pub(crate) access: Access,
+    /// Whether the user sees how far that is.
+    pub(crate) shows: bool,
 }
 
 /// A root in its place.
@@ -146,14 +148,14 @@ struct Assembled<'a> {
 
 /// Lets a part that nothing covers belong to the container, before it is attached.
 fn settle(part: &Part, owners: Owners<'_>) -> Result<Settled> {
-    let Owners { map, ownership, access } = owners;
+    let Owners { map, ownership, access, shows } = owners;
     // It has no owners but the one of its mount options.
     if part.is_owned_by_mount {
         return Ok(Settled::as_it_is());
     }
-    match own::settle(part.mount.as_fd(), map, ownership, access) {
+    match own::settle(part.mount.as_fd(), map, ownership, access, shows) {
         // What can only be read stays as it is, but for the root.
-        Err(error) if part.role != Role::Root && is_read_only(&error) => Ok(Settled::as_it_is()),
+        Err(error) if part.role != Role::Root && error.is::<OnlyRead>() => Ok(Settled::as_it_is()),
         other => {
             other.with_context(|| format!("giving the {} file system to the container", part.role))
         }
@@ -168,10 +170,6 @@ pub(crate) fn on_top(mount: BorrowedFd<'_>) -> Result<InRoot> {
     mount_change(".", private).context("keeping the container's mounts from the host")?;
     let kept = mount.try_clone_to_owned().context("keeping hold of the container's root")?;
     Ok(InRoot::new(kept))
-}
-
-fn is_read_only(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Errno>() == Some(&Errno::ROFS)
 }
 
 /// An overlay, and how it came to belong to the container.
@@ -190,7 +188,7 @@ fn cover(holder: &Uppers, part: &Part, owners: Option<Owners<'_>>) -> Result<Cov
         let (upper, work) = holder.upper(name, lower)?;
         mounts::overlay(lower, upper.as_fd(), work.as_fd())
     };
-    let Some(Owners { map, ownership, .. }) = owners else {
+    let Some(Owners { map, ownership, shows, .. }) = owners else {
         let cover = over(part.mount.as_fd()).with_context(making)?;
         return Ok(Covered { cover, settled: None });
     };
@@ -219,7 +217,7 @@ fn cover(holder: &Uppers, part: &Part, owners: Option<Owners<'_>>) -> Result<Cov
     let (upper, work) = holder.upper(&name, part.mount.as_fd()).with_context(making)?;
     let cover = mounts::overlay_of_owners(part.mount.as_fd(), upper.as_fd(), work.as_fd())
         .with_context(making)?;
-    let settled = own::settle(cover.as_fd(), map, Ownership::Chown, Access::Write)
+    let settled = own::settle(cover.as_fd(), map, Ownership::Chown, Access::Write, shows)
         .with_context(|| format!("giving the {} file system to the container", part.role))?;
     Ok(Covered { cover, settled: Some(Settled { not_mapped: why, ..settled }) })
 }

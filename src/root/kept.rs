@@ -1,12 +1,12 @@
 //! Where does what a failed run has written stay (`--keep-on-failure`)? In the layer's holder, which gets a name that
 //! nobody sweeps, and stays closed to other users: what a container has made may be set-user-ID.
 
-use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::RenameFlags;
+use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::copy::Sharing;
@@ -16,6 +16,10 @@ use super::{ladder, remove};
 use crate::ids;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
+use crate::walk::{self, Place, Visitor};
+
+/// What overlayfs notes on a file whose content is in a lower layer.
+const METACOPY: &str = "trusted.overlay.metacopy";
 
 /// Keeps what a holder has in `place`. Returns where.
 ///
@@ -46,8 +50,9 @@ pub(super) fn keep(holder: Holder, place: &Path, machine: &str) -> Result<PathBu
     Ok(kept)
 }
 
-/// Leaves only what was written: upper layers have other names where the container's users are its own (attach.rs), and
-/// working directories belong to overlays that are gone.
+/// Leaves only what was written. Upper layers have other names where the container's users are its own (attach.rs), and
+/// working directories belong to overlays that are gone. Where files were given away, those that were not written to
+/// are there without their content (`metacopy`, overlayfs of the kernel's documentation).
 fn tidy(holder: &Holder) -> Result<()> {
     let mut used = false;
     for name in [c"root.given", c"root"] {
@@ -57,6 +62,7 @@ fn tidy(holder: &Holder) -> Result<()> {
         remove::tree(holder.fd(), if used { name } else { TREE })?;
         if !used {
             rustix::fs::renameat(holder.fd(), name, holder.fd(), TREE)?;
+            walk::tree(holder.fd(), TREE, &mut Stubs)?;
         }
         used = true;
     }
@@ -64,6 +70,36 @@ fn tidy(holder: &Holder) -> Result<()> {
         remove::tree(holder.fd(), name)?;
     }
     Ok(())
+}
+
+/// Removes files that are there without their content.
+struct Stubs;
+
+impl Visitor for Stubs {
+    fn entry(&mut self, place: &Place<'_>, name: &CStr, kind: FileType) -> Result<bool> {
+        if kind != FileType::RegularFile {
+            return Ok(kind == FileType::Directory);
+        }
+        let looking = || format!("looking at {:?}", place.path(name));
+        let file = walk::open(place.dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)
+            .with_context(looking)?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match rustix::fs::getxattr(path, METACOPY, &mut [0u8; 0][..]) {
+            Ok(_) => rustix::fs::unlinkat(place.dir, name, AtFlags::empty())
+                .with_context(|| format!("removing {:?}", place.path(name)))?,
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno).with_context(looking),
+        }
+        Ok(false)
+    }
+
+    fn closed(&mut self, place: &Place<'_>, name: &CStr, errno: Errno) -> Result<()> {
+        Err(errno).with_context(|| format!("looking into {:?}", place.path(name)))
+    }
+
+    fn after(&mut self, _: &Place<'_>, _: &CStr, _: OwnedFd) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn rename(holder: &Holder, to: &Path) -> Result<(), Errno> {

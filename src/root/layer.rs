@@ -197,7 +197,7 @@ pub(super) fn hide_holders(source: BorrowedFd<'_>, upper: &OwnedFd) -> Result<()
     Ok(())
 }
 
-pub(super) const PATH_DIR: OFlags =
+const PATH_DIR: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 pub(super) fn subdirectory(of: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {

@@ -7,6 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -79,10 +80,10 @@ fn both(
             // What lies on a medium that cannot be written to needs no lock next to it to be read (I-13).
             Err(Errno::ROFS) if access == Access::Read => {}
             Err(Errno::ACCESS | Errno::ROFS) if is_user => {}
-            other => locks.push(other.map_err(|errno| refused(what, errno, path))?),
+            other => locks.push(other.map_err(|errno| refused(what, errno, path, &local))?),
         }
     }
-    match std::fs::create_dir_all(GLOBAL) {
+    match make_directory(Path::new(GLOBAL)) {
         Err(error) if is_user && error.kind() == std::io::ErrorKind::PermissionDenied => {
             return Ok(locks);
         }
@@ -91,10 +92,20 @@ fn both(
     let global = Path::new(GLOBAL).join(global);
     match take(&global, access) {
         Err(Errno::ACCESS) if is_user => {}
-        other => locks.push(other.map_err(|errno| refused(what, errno, path))?),
+        other => locks.push(other.map_err(|errno| refused(what, errno, path, &global))?),
     }
     Ok(locks)
 }
+
+/// Makes a directory of locks, which no other user may write to, whatever the caller's umask is: who can remove a lock
+/// lets others have what it is for.
+///
+/// # Errors
+/// What mkdir(2) says.
+pub(crate) fn make_directory(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
+}
+
 /// The name next to the tree; the root directory has no neighbour.
 fn beside(path: &Path) -> Option<PathBuf> {
     let name: &OsStr = path.file_name()?;
@@ -104,10 +115,12 @@ fn beside(path: &Path) -> Option<PathBuf> {
     Some(path.with_file_name(lock))
 }
 
-fn refused(what: &str, errno: Errno, path: &Path) -> anyhow::Error {
+fn refused(what: &str, errno: Errno, path: &Path, lock: &Path) -> anyhow::Error {
     let shown = path.display();
-    if errno != Errno::AGAIN && errno != Errno::ACCESS {
-        return anyhow::Error::new(errno).context(format!("locking the {what} \"{shown}\""));
+    if errno != Errno::AGAIN {
+        let lock = lock.display();
+        let doing = format!("locking the {what} \"{shown}\" with the file \"{lock}\"");
+        return anyhow::Error::new(errno).context(doing);
     }
     anyhow::Error::new(hinted(
         format!("the {what} \"{shown}\" is in use by another container"),
@@ -118,11 +131,20 @@ fn refused(what: &str, errno: Errno, path: &Path) -> anyhow::Error {
 /// Locks a file, which is made if it is missing and goes with its last user.
 ///
 /// # Errors
-/// EAGAIN or EACCES when somebody else has it (fcntl_locking(2)).
+/// EAGAIN when somebody else has it; and what open(2) says.
 pub(crate) fn take(path: &Path, access: Access) -> Result<Lock, Errno> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let open = |flags| rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600));
     loop {
-        let file = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600))?;
+        let file = match open(flags | OFlags::CREATE) {
+            // In a directory like /tmp nobody makes a file that another user has made (proc_sys_fs(5),
+            // protected_regular), but who may open it can.
+            Err(Errno::ACCESS) => match open(flags) {
+                Err(Errno::NOENT) => return Err(Errno::ACCESS),
+                other => other?,
+            },
+            other => other?,
+        };
         locked(file.as_fd(), access)?;
         // Its last holder may have removed the file after we opened it: then it locks nothing.
         if rustix::fs::fstat(&file)?.st_nlink > 0 {

@@ -111,17 +111,18 @@ impl Own {
         for &group in &self.groups {
             destroy(fs, group)?;
         }
-        destroy_stale(fs)?;
+        destroy_stale(fs, self.subvolume)?;
         Ok(recount)
     }
 }
 
 /// Removes groups of subvolumes that are gone, as Linux 6.10 does by itself: 6.1 refuses it until all of the subvolume
-/// was given back, which takes until the next run. No subvolume will ever have the id of one that was.
-fn destroy_stale(fs: BorrowedFd<'_>) -> Result<()> {
+/// was given back, which takes until the next run. No subvolume will ever have the id of one that was; one that is being
+/// made has a higher one than `newest`, and may have a group before it is there.
+fn destroy_stale(fs: BorrowedFd<'_>, newest: u64) -> Result<()> {
     let all = qgroup::all(fs).context("reading the quota groups")?;
     let subvolumes = all.into_iter().filter(|group| group.level() == 0);
-    for group in subvolumes.filter(|group| group.number() >= FIRST_ID) {
+    for group in subvolumes.filter(|group| (FIRST_ID..=newest).contains(&group.number())) {
         let is_there = qgroup::has_root(fs, group.number());
         if !is_there.context("looking for the subvolume of a quota group")? {
             destroy(fs, group)?;

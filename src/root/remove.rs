@@ -6,12 +6,13 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, unlinkat};
+use rustix::fs::{AtFlags, FileType, OFlags, unlinkat};
 use rustix::io::Errno;
 
 use super::quota::{self, Own};
 use super::{layer, subvolume};
 use crate::errors::warn;
+use crate::held;
 use crate::sys::btrfs;
 use crate::walk::{self, Place, Visitor};
 
@@ -58,7 +59,7 @@ fn own_of(dir: impl AsFd) -> Option<Own> {
 
 /// Quota groups without a subvolume harm nobody but who reads the list.
 fn leave(error: &anyhow::Error) {
-    warn(format_args!("{error:#}, ignoring"));
+    warn(format_args!("{error:#}"));
 }
 
 impl Visitor for Remover {
@@ -75,7 +76,7 @@ impl Visitor for Remover {
             let dir = walk::open(place.dir, name, DIRECTORY);
             dir.map_err(Into::into)
                 .and_then(|dir| btrfs::make_writable(&dir))
-                .with_context(|| format!("emptying {name:?}"))?;
+                .with_context(|| format!("emptying {:?}", place.path(name)))?;
         }
         Ok(true)
     }
@@ -86,12 +87,12 @@ impl Visitor for Remover {
             Err(Errno::ISDIR) => Ok(true),
             // Some file systems say EPERM of a directory (POSIX unlink).
             Err(Errno::PERM) if kind == FileType::Directory => Ok(true),
-            Err(errno) => Err(errno).with_context(|| format!("removing {name:?}")),
+            Err(errno) => Err(errno).with_context(|| format!("removing {:?}", place.path(name))),
         }
     }
 
-    fn closed(&mut self, _place: &Place<'_>, name: &CStr, errno: Errno) -> Result<()> {
-        Err(errno).with_context(|| format!("emptying {name:?}"))
+    fn closed(&mut self, place: &Place<'_>, name: &CStr, errno: Errno) -> Result<()> {
+        Err(errno).with_context(|| format!("emptying {:?}", place.path(name)))
     }
 
     fn after(&mut self, place: &Place<'_>, name: &CStr, dir: OwnedFd) -> Result<()> {
@@ -102,7 +103,8 @@ impl Visitor for Remover {
             // A subvolume that held others goes now that they are gone.
             Err(_) if btrfs::destroy(place.dir, name).is_ok() => {}
             Err(errno) => {
-                return Err(errno).with_context(|| format!("removing the directory {name:?}"));
+                let path = place.path(name);
+                return Err(errno).with_context(|| format!("removing the directory {path:?}"));
             }
         }
         self.remove(own, place.dir);
@@ -116,25 +118,13 @@ fn unlink(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<(), Errno>
         Err(Errno::PERM) => {}
         other => return other,
     }
-    release(dir)?;
-    let open = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    // Only regular files and directories have these flags; opening anything else could have effects.
-    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    if matches!(kind, FileType::RegularFile | FileType::Directory) {
-        release(rustix::fs::openat(dir, name, open | OFlags::CLOEXEC, Mode::empty())?)?;
-    }
-    unlinkat(dir, name, flags)
-}
-
-fn release(file: impl AsFd) -> Result<(), Errno> {
-    let flags = match rustix::fs::ioctl_getflags(&file) {
-        // A file system without such flags.
-        Err(Errno::NOTTY | Errno::OPNOTSUPP) => return Ok(()),
-        other => other?,
-    };
-    let held = IFlags::IMMUTABLE | IFlags::APPEND;
-    if flags.intersects(held) { rustix::fs::ioctl_setflags(&file, flags - held) } else { Ok(()) }
+    let parent = held::release(dir)?;
+    let file = walk::open(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
+    held::release(file.as_fd())?;
+    let done = unlinkat(dir, name, flags);
+    // It may be the host's own directory, which stays.
+    parent.map_or(Ok(()), |parent| parent.hold())?;
+    done
 }
 
 #[cfg(test)]

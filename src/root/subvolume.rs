@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::layer::{self, PATH_DIR};
+use super::layer::{self, reopen, subdirectory};
 use super::quota::{self, Copied};
 use super::{Access, remove};
 use crate::mounts;
@@ -117,15 +117,6 @@ fn copied(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<Copied> {
 }
 
 /// A descriptor that was really opened.
-fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, ".", flags, Mode::empty())
-}
-
-fn subdirectory(of: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(of, name, PATH_DIR, Mode::empty())
-}
-
 /// The first component of where it is.
 fn first(nested: &Nested) -> &[u8] {
     let directory = nested.directory.to_bytes();

@@ -114,7 +114,8 @@ fn owners<'a>(spec: &Spec, users: Option<&'a IdMap>) -> Option<Owners<'a>> {
         Volatile::No => spec.root.access(),
         _ => Access::Read,
     };
-    Some(Owners { map, ownership: *ownership, access })
+    let shows = spec.verbosity >= Verbosity::Normal;
+    Some(Owners { map, ownership: *ownership, access, shows })
 }
 
 /// Makes the tree our root and lets go of the host's (R5). With both arguments the same, the old root ends

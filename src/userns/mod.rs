@@ -119,6 +119,13 @@ pub(crate) fn make_files_as_root_of(map: &IdMap) -> Result<()> {
 }
 
 fn of_tree((uid, gid): (u32, u32)) -> Result<IdRange> {
+    ensure!(
+        !own::is_busy((uid, gid)),
+        hinted(
+            "--private-users=yes: an earlier start was interrupted while it changed the owners of the tree's files",
+            "--private-users=BASE with --private-users-ownership=chown gives all of them to BASE",
+        )
+    );
     let range = shown_by((uid, gid));
     ensure!(
         range.is_some(),

@@ -67,7 +67,7 @@ pub(super) fn further(
 
 /// Picks with a look at what is taken.
 fn among<T>(pick: impl FnOnce(&mut Taken) -> Result<T>) -> Result<T> {
-    fs::create_dir_all(LOCKS).with_context(|| format!("making {LOCKS}"))?;
+    lock::make_directory(Path::new(LOCKS)).with_context(|| format!("making {LOCKS}"))?;
     // Nobody makes users of a range between our look and our lock.
     let database = lock_database();
     let found = pick(&mut Taken::read()?);
@@ -79,7 +79,7 @@ fn among<T>(pick: impl FnOnce(&mut Taken) -> Result<T>) -> Result<T> {
 fn lock(base: u32) -> Result<Option<Lock>> {
     match lock::take(&Path::new(LOCKS).join(base.to_string()), Access::Write) {
         Ok(lock) => Ok(Some(lock)),
-        Err(Errno::AGAIN | Errno::ACCESS) => Ok(None),
+        Err(Errno::AGAIN) => Ok(None),
         Err(errno) => Err(errno).with_context(|| format!("locking the ids from {base} on")),
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use harness::case::Need;
 use harness::cases;
 use harness::fixture::container::Container;
+use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::{Builder, Tree};
 use harness::guest::{Guest, Subject};
 use rustix::fs::{CWD, FileType, Mode};
@@ -32,7 +33,8 @@ cases![
     nothing_else_of_the_hosts_user_is_the_containers: [MAPS[0], MAPS[1], RSPAWN],
     whoever_cannot_be_bound_is_refused: [] within 60,
     a_home_that_cannot_be_mapped_is_refused: [RSPAWN],
-    a_pipe_for_a_user_database_is_not_waited_for: [RSPAWN],
+    what_is_mounted_in_a_home_may_keep_its_owners: [MAPS[0], MAPS[1], RSPAWN],
+    a_pipe_or_device_for_a_user_database_is_not_opened: [RSPAWN],
 ];
 
 const BASE: u32 = 41 << 16;
@@ -103,6 +105,19 @@ impl Scene {
 fn owner(path: &Path) -> Result<(u32, u32)> {
     let meta = path.symlink_metadata().with_context(|| format!("looking at {path:?}"))?;
     Ok((meta.uid(), meta.gid()))
+}
+
+/// M-02: something that maps no owners, on any kernel, as sshfs.
+fn what_is_mounted_in_a_home_may_keep_its_owners(t: &Guest) -> Result<()> {
+    let scene = Scene::new(t, t.tree())?;
+    fs::create_dir(scene.home.join("remote"))?;
+    let remote = Mounted::over("ramfs", &scene.home.join("remote"))?;
+    let run = scene.bound(t).sh("cd /run/host/home/u; stat -c '%n %u' mine remote");
+    drop(remote);
+    let run = run?;
+    run.prints(&format!("mine {INSIDE}\nremote 65534"))?;
+    ensure!(run.stderr.contains("/run/host/home/u belongs to nobody"), "it is not told\n{run}");
+    scene.tidy()
 }
 
 /// M-02: the home is what it is outside, with the user's files for the user inside; what its root makes there is its root's.
@@ -273,13 +288,19 @@ fn a_home_that_cannot_be_mapped_is_refused(t: &Guest) -> Result<()> {
 }
 
 /// R3, defect 8 of systemd-nspawn 252.
-fn a_pipe_for_a_user_database_is_not_waited_for(t: &Guest) -> Result<()> {
+fn a_pipe_or_device_for_a_user_database_is_not_opened(t: &Guest) -> Result<()> {
     let scene = Scene::new(t, t.tree())?;
     let passwd = scene.tree.path().join("etc/passwd");
     fs::remove_file(&passwd).context("making room")?;
     let mode = Mode::RUSR | Mode::WUSR;
     rustix::fs::mknodat(CWD, &passwd, FileType::Fifo, mode, 0).context("making a pipe")?;
-    let run = scene.bound(t).sh("echo ran")?;
-    run.fails_with("reading /etc/passwd of the container: it is no regular file")?;
+    let refused = "reading /etc/passwd of the container: it is no regular file";
+    scene.bound(t).sh("echo ran")?.fails_with(refused)?;
+    // Nor is a device opened, which may have effects: this one is nobody's, and to open it would be another error.
+    fs::remove_file(&passwd).context("making room")?;
+    let device = rustix::fs::makedev(250, 250);
+    rustix::fs::mknodat(CWD, &passwd, FileType::CharacterDevice, mode, device)
+        .context("making a device")?;
+    scene.bound(t).sh("echo ran")?.fails_with(refused)?;
     scene.tidy()
 }

@@ -1,10 +1,14 @@
 //! `-x`: a throw-away copy of the tree, by the cheapest way that the file system offers.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use harness::case::Need;
 use harness::cases;
+use harness::fixture::tree::Builder;
 use harness::guest::observe::entries;
 use harness::guest::{Guest, Subject};
+use rustix::fs::IFlags;
 
 use crate::loopfs::LoopFs;
 
@@ -15,6 +19,7 @@ cases![
     the_snapshot_rung_serves_a_subvolume: [Need::Fs("btrfs")],
     a_plain_directory_on_btrfs_is_ephemeral_too: [Need::Fs("btrfs")],
     an_immutable_file_does_not_keep_the_snapshot: [Need::Fs("btrfs")],
+    the_place_of_a_layer_stays_append_only: [Need::Fs("ext4"), Need::Only(Subject::Rspawn)],
     many_ephemeral_containers_run_from_one_tree,
     many_ephemeral_containers_run_from_one_subvolume: [Need::Fs("btrfs")],
     a_tree_that_is_a_mount_point_is_ephemeral: [Need::Tool("mkfs.ext4"), Need::Module("loop")],
@@ -74,6 +79,24 @@ fn an_immutable_file_does_not_keep_the_snapshot(t: &Guest) -> Result<()> {
     let script = "echo > /fixed && /probe --make-immutable /fixed && ! rm -f /fixed && echo done";
     t.container(&tree).arg("-x").sh(script)?.prints("done")?;
     Ok(())
+}
+
+/// chattr(1): nothing can be removed from such a directory, but for a moment.
+fn the_place_of_a_layer_stays_append_only(t: &Guest) -> Result<()> {
+    let place = t.scratch().join("place");
+    fs::create_dir(&place)?;
+    let tree = Builder::minimal(&place).build()?;
+    let dir = fs::File::open(&place)?;
+    let had = rustix::fs::ioctl_getflags(&dir)?;
+    rustix::fs::ioctl_setflags(&dir, had | IFlags::APPEND)?;
+    let run = t.container(&tree).arg("-x").sh("echo > /new; echo ran");
+    let has = rustix::fs::ioctl_getflags(&dir)?;
+    rustix::fs::ioctl_setflags(&dir, had)?;
+    run?.prints("ran")?;
+    ensure!(has.contains(IFlags::APPEND), "it is an ordinary directory now");
+    ensure!(entries(&place)? == [tree.path()], "there is {:?}", entries(&place));
+    drop(tree);
+    Ok(fs::remove_dir(&place)?)
 }
 
 /// SNP-52.

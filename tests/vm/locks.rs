@@ -1,8 +1,13 @@
 //! Who may use a tree at the same time.
 
-use anyhow::Result;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
-use harness::guest::Guest;
+use harness::fixture::tree::Builder;
+use harness::guest::{Guest, Subject};
 use rustix::process::Signal;
 
 cases![
@@ -12,6 +17,8 @@ cases![
     an_ephemeral_run_does_not_wait_for_a_writer,
     a_killed_launcher_holds_no_lock,
     the_lock_is_of_the_tree_not_of_its_name,
+    a_lock_file_of_another_user_is_no_lock: [Need::Only(Subject::Rspawn)],
+    directories_of_locks_are_ours_alone_whatever_the_umask: [Need::Only(Subject::Rspawn)],
 ];
 
 const WAIT: &str = "echo up; cat > /dev/null";
@@ -70,6 +77,47 @@ fn a_killed_launcher_holds_no_lock(t: &Guest) -> Result<()> {
     first.signal(Signal::KILL)?;
     first.end()?;
     t.container(&tree).sh("echo done")?.prints("done")?;
+    Ok(())
+}
+
+/// SNP-50: what a user's run has left in a directory like /tmp, where nobody may make what another has made.
+fn a_lock_file_of_another_user_is_no_lock(t: &Guest) -> Result<()> {
+    const PROTECTED: &str = "/proc/sys/fs/protected_regular";
+    let place = t.scratch().join("sticky");
+    fs::create_dir(&place)?;
+    fs::set_permissions(&place, Permissions::from_mode(0o1777))?;
+    let tree = Builder::minimal(&place).build()?;
+    let name = tree.path().file_name().context("it has a name")?.display().to_string();
+    let lock = place.join(format!(".#{name}.lck"));
+    fs::write(&lock, "")?;
+    chown(&lock, Some(1000), Some(1000))?;
+    let was = fs::read_to_string(PROTECTED)?;
+    fs::write(PROTECTED, "1")?;
+    let run = t.container(&tree).sh("echo ran");
+    fs::write(PROTECTED, was)?;
+    run?.prints("ran")?;
+    ensure!(!lock.exists(), "it stays");
+    drop(tree);
+    fs::remove_dir(&place).context("removing the place")
+}
+
+/// SNP-51, U-01: who could remove a lock would let two containers have the same tree or users.
+fn directories_of_locks_are_ours_alone_whatever_the_umask(t: &Guest) -> Result<()> {
+    let places = ["/run/systemd/nspawn/locks", "/run/systemd/nspawn-uid"];
+    let tree = t.tree().build()?;
+    for place in places {
+        fs::create_dir_all(place)?;
+        fs::remove_dir(place).with_context(|| format!("removing {place}"))?;
+    }
+    t.container(&tree)
+        .through(&["/bin/sh", "-c", "umask 0; exec \"$@\"", "sh"])
+        .args(["--private-users=pick", "--private-users-ownership=off"])
+        .sh("true")?
+        .succeeds()?;
+    for place in places {
+        let mode = fs::metadata(place).with_context(|| format!("looking at {place}"))?.mode();
+        ensure!(mode & 0o22 == 0, "others may write to {place}: {mode:o}");
+    }
     Ok(())
 }
 

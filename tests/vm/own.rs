@@ -15,7 +15,9 @@ use harness::fixture::image::Fs;
 use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::{Builder, Tree};
 use harness::guest::{Guest, Subject};
-use rustix::fs::{CWD, FileType, IFlags, Mode, RenameFlags, XattrFlags, mknodat, renameat_with};
+use rustix::fs::{
+    AtFlags, CWD, FileType, IFlags, Mode, OFlags, RenameFlags, XattrFlags, mknodat, renameat_with,
+};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::process::Signal;
@@ -23,6 +25,7 @@ use rustix::process::Signal;
 use crate::idmap;
 use crate::image::{self, EXT4, LOOP};
 use crate::refused::Refused;
+use crate::snapshot;
 
 const RSPAWN: Need = Need::Only(Subject::Rspawn);
 
@@ -44,6 +47,8 @@ cases![
     a_race_with_links_changes_nothing_outside: [RSPAWN] within 120,
     what_is_mounted_in_the_tree_is_not_touched: [RSPAWN],
     an_immutable_file_is_given_and_stays_so: [Need::Fs("ext4"), RSPAWN],
+    a_read_only_subvolume_keeps_its_owners: [Need::Fs("btrfs"), RSPAWN],
+    a_file_with_two_names_may_lie_deeper_than_a_path: [RSPAWN],
     a_tree_that_is_only_read_is_not_changed: [RSPAWN],
     odd_ranges_are_for_maps_only: [RSPAWN],
     an_ephemeral_tree_is_given_as_a_copy: [RSPAWN],
@@ -374,6 +379,12 @@ fn a_half_changed_tree_is_not_used_as_it_is(t: &Guest) -> Result<()> {
             .sh("true")?
             .refused(t, "was interrupted")?;
     }
+    chown(tree.path(), Some(BUSY), Some(BUSY))?;
+    t.container(&tree)
+        .args(["--private-users=yes", "--private-users-ownership=chown"])
+        .sh("true")?
+        .refused(t, "gives all of them to BASE")?;
+    chown(tree.path(), Some(BUSY), Some(BUSY + 5))?;
     with_users(t.container(&tree), BASE, "auto")
         .sh("stat -c '%u %g' / /etc")?
         .prints("0 5\n0 0")?;
@@ -475,7 +486,7 @@ fn what_is_mounted_in_the_tree_is_not_touched(t: &Guest) -> Result<()> {
 /// Issue 5: as trees of OSTree have them.
 fn an_immutable_file_is_given_and_stays_so(t: &Guest) -> Result<()> {
     let tree = tree(t)?;
-    let paths = ["sub/mine", "sub/deep"].map(|path| tree.path().join(path));
+    let paths = ["", "sub/mine", "sub/deep"].map(|path| tree.path().join(path));
     let flags = |path: &Path| -> Result<(fs::File, IFlags)> {
         let file = fs::File::open(path)?;
         let flags = rustix::fs::ioctl_getflags(&file)?;
@@ -495,6 +506,43 @@ fn an_immutable_file_is_given_and_stays_so(t: &Guest) -> Result<()> {
     run?.prints("1000\n0")?;
     ensure!(stayed, "something is not immutable any more");
     all_in(&tree, BASE)
+}
+
+/// U-02: as snapper has them in each root.
+fn a_read_only_subvolume_keeps_its_owners(t: &Guest) -> Result<()> {
+    let tree = tree(t)?;
+    let snapshot = tree.path().join("sub/snapshot");
+    snapshot::subvolume(&snapshot)?;
+    fs::write(snapshot.join("file"), "")?;
+    fs::hard_link(snapshot.join("file"), snapshot.join("again"))?;
+    fs::write(snapshot.join("other"), "")?;
+    snapshot::make_read_only(&snapshot, true)?;
+    let run = given(t, &tree, BASE).sh("stat -c %u /sub/snapshot/file /sub/snapshot /sub/mine")?;
+    run.prints("65534\n65534\n1000")?;
+    let told = "\"sub/snapshot\" and 3 more kept its owner, since its subvolume is read-only";
+    ensure!(run.stderr.contains(told), "it is not told\n{run}");
+    ensure!(fs::metadata(tree.path())?.uid() == BASE, "the tree is half changed");
+    // Tidying up needs it so.
+    snapshot::make_read_only(&snapshot, false)
+}
+
+/// A container can make such a one, and the next start has no longer path to it than the kernel takes.
+fn a_file_with_two_names_may_lie_deeper_than_a_path(t: &Guest) -> Result<()> {
+    let tree = tree(t)?;
+    let mut dir = fs::File::open(tree.path().join("sub"))?;
+    let name = "d".repeat(250);
+    for _ in 0..20 {
+        rustix::fs::mkdirat(&dir, &name, Mode::RWXU)?;
+        dir = rustix::fs::openat(&dir, &name, OFlags::DIRECTORY, Mode::empty())?.into();
+    }
+    rustix::fs::openat(&dir, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR)?;
+    rustix::fs::linkat(&dir, "file", &dir, "again", AtFlags::empty())?;
+    let run = given(t, &tree, BASE).sh("stat -c %u /sub/other /sub/dd*")?;
+    run.prints("0\n0")?;
+    ensure!(run.stderr.contains("kept its owner"), "it is not told\n{run}");
+    ensure!(fs::metadata(tree.path())?.uid() == BASE, "the tree is half changed");
+    ensure!(rustix::fs::fstat(&dir)?.st_uid == BASE, "its directory was not given");
+    Ok(())
 }
 
 /// U-05, and `auto` where there is no other way than to change what may not be changed.

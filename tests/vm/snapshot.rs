@@ -46,10 +46,18 @@ cases![
 const CHANGES: &str = "echo new > /new && echo more >> /etc/passwd && rm /etc/os-release && mkdir -p /a/b && \
                        mv /root /moved && chmod 700 /tmp && echo done";
 
-fn subvolume(path: &Path) -> Result<()> {
-    let made = Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(path).output();
-    let made = made.context("running btrfs")?;
-    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+pub(crate) fn subvolume(path: &Path) -> Result<()> {
+    btrfs(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(path))
+}
+
+pub(crate) fn make_read_only(subvolume: &Path, read_only: bool) -> Result<()> {
+    let value = read_only.to_string();
+    btrfs(Command::new("btrfs").args(["property", "set"]).arg(subvolume).args(["ro", &value]))
+}
+
+fn btrfs(command: &mut Command) -> Result<()> {
+    let done = command.output().context("running btrfs")?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     Ok(())
 }
 
@@ -421,6 +429,12 @@ fn what_is_kept_of_other_users_is_theirs(t: &Guest) -> Result<()> {
         let file = kept.join("tree/a/file");
         let text = fs::read_to_string(&file).context("reading what was written")?;
         ensure!(text == "written\n", "it holds {text:?}");
+        // What was given away and not written to is in an upper layer without its content.
+        let stub = kept.join("tree/etc/passwd").exists();
+        ensure!(
+            stub == (mode == "copy"),
+            "--ephemeral={mode}, {ownership}: there is a stub: {stub}"
+        );
         let owner = fs::metadata(&file).context("looking at it")?.uid();
         ensure!(owner == BASE, "--ephemeral={mode}, {ownership}: it is {owner}'s");
         fs::remove_dir_all(&kept).context("removing it")?;

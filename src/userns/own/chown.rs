@@ -8,17 +8,17 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use indicatif::HumanCount;
-use rustix::fs::{
-    AtFlags, FileType, Gid, IFlags, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::links::{Linked, Links};
 use super::shift::{self, Base};
 use crate::errors::{hinted, warn};
+use crate::held;
 use crate::progress::Progress;
 use crate::walk::{self, Place, Visitor};
 
@@ -32,38 +32,109 @@ const SET_IDS: u32 = 0o6000;
 /// Longest value of an extended attribute that is of interest, in bytes: an access control list of 8000 entries.
 const VALUE_BYTES: usize = 64 << 10;
 
-/// Changes the owners of all that is in the directory `top`, which was marked as busy, and then its own.
-pub(super) fn below_and_itself(top: BorrowedFd<'_>, base: Base) -> Result<()> {
+/// Changes the owners of all that is in the directory `top`, which was marked as busy, and then its own. A subvolume
+/// that can only be read stays as it is.
+pub(super) fn below_and_itself(top: BorrowedFd<'_>, base: Base, shows: bool) -> Result<()> {
     let stat = rustix::fs::fstat(top).context("looking at the top directory")?;
-    let mut owners = Owners { base, links: Links::since(&stat), shown: Shown::new() };
+    let mut owners = Owners {
+        base,
+        device: stat.st_dev,
+        links: Some(Links::since(&stat)),
+        read_only: Vec::new(),
+        shown: Shown::new(shows),
+    };
     walk::below(top, &mut owners)?;
-    let Owners { links, mut shown, .. } = owners;
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    let (ours, others) = links.sorted((now.tv_sec, now.tv_nsec));
-    let mut left: Vec<_> = others.into_iter().flat_map(|linked| linked.paths).collect();
-    for linked in ours {
-        if !change_linked(top, &linked, base)? {
-            left.extend(linked.paths);
-        }
-        shown.step();
-    }
+    owners.give_linked(top)?;
+    let Owners { read_only, shown, .. } = owners;
     drop(shown);
-    if let Some(first) = left.iter().min() {
-        let more = match left.len() - 1 {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        warn(format_args!(
-            "{first:?}{more} kept its owner, since it has names outside of the tree"
-        ));
+    if let Some(text) = listed(&read_only) {
+        warn(format_args!("{text} kept its owner, since its subvolume is read-only"));
     }
     change(top, &stat, base).context("changing the owner of the top directory")
 }
 
+/// The first of some paths, and how many more there are.
+fn listed(paths: &[PathBuf]) -> Option<String> {
+    let first = paths.iter().min()?;
+    Some(match paths.len() - 1 {
+        0 => format!("{first:?}"),
+        more => format!("{first:?} and {more} more"),
+    })
+}
+
 struct Owners {
     base: Base,
-    links: Links,
+    /// That of the top directory; each subvolume of btrfs has one of its own.
+    device: u64,
+    /// Until they are given away.
+    links: Option<Links>,
+    /// What is in subvolumes that can only be read.
+    read_only: Vec<PathBuf>,
     shown: Shown,
+}
+
+impl Owners {
+    /// Changes one file.
+    fn give(
+        &mut self,
+        file: BorrowedFd<'_>,
+        stat: &Stat,
+        path: impl FnOnce() -> PathBuf,
+    ) -> Result<()> {
+        let Err(error) = change(file, stat, self.base) else { return Ok(()) };
+        let path = path();
+        let is_read_only = error.downcast_ref::<Errno>() == Some(&Errno::ROFS);
+        if is_read_only && stat.st_dev != self.device {
+            self.read_only.push(path);
+            return Ok(());
+        }
+        Err(error.context(format!("changing the owner of {path:?}")))
+    }
+
+    /// Changes the files with several names.
+    fn give_linked(&mut self, top: BorrowedFd<'_>) -> Result<()> {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let Some(links) = self.links.take() else { return Ok(()) };
+        let (ours, others) = links.sorted((now.tv_sec, now.tv_nsec));
+        let mut left: Vec<_> = others.into_iter().flat_map(|linked| linked.paths).collect();
+        for linked in ours {
+            if !self.change_linked(top, &linked)? {
+                left.extend(linked.paths);
+            }
+            self.shown.step();
+        }
+        if let Some(text) = listed(&left) {
+            warn(format_args!(
+                "{text} kept its owner, since it may have names outside of the tree"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Changes a file with several names; false if it is not the one that was seen. On an overlay each name may have
+    /// become a file of its own, so each is looked at.
+    fn change_linked(&mut self, top: BorrowedFd<'_>, linked: &Linked) -> Result<bool> {
+        for (number, path) in linked.paths.iter().enumerate() {
+            let what = || format!("changing the owner of {path:?}");
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+            let file = match rustix::fs::openat2(top, path, PLACE, Mode::empty(), resolve) {
+                Ok(file) => file,
+                // Exchanged, gone, or deeper than a path can be long.
+                Err(
+                    Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG,
+                ) => return Ok(false),
+                Err(errno) => return Err(errno).with_context(what),
+            };
+            let stat = rustix::fs::fstat(&file).with_context(what)?;
+            if number == 0 && !linked.is(&stat) || !linked.is_still(&stat) {
+                return Ok(false);
+            }
+            if number == 0 || !is_in(self.base, &stat) {
+                self.give(file.as_fd(), &stat, || path.clone())?;
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// Files that were changed so far. How many there will be is not known.
@@ -73,8 +144,8 @@ struct Shown {
 }
 
 impl Shown {
-    fn new() -> Self {
-        Self { count: 0, progress: Progress::of_unknown(true) }
+    fn new(shows: bool) -> Self {
+        Self { count: 0, progress: Progress::of_unknown(shows) }
     }
 
     /// One more.
@@ -104,10 +175,9 @@ impl Visitor for Owners {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return Ok(true);
         }
-        if stat.st_nlink > 1 {
-            self.links.saw(place.path(name), &stat);
-        } else {
-            change(file.as_fd(), &stat, self.base).with_context(what)?;
+        match &mut self.links {
+            Some(links) if stat.st_nlink > 1 => links.saw(place.path(name), &stat),
+            _ => self.give(file.as_fd(), &stat, || place.path(name))?,
         }
         Ok(false)
     }
@@ -126,33 +196,10 @@ impl Visitor for Owners {
 
     fn after(&mut self, place: &Place<'_>, name: &CStr, dir: OwnedFd) -> Result<()> {
         self.shown.step();
-        let stat = rustix::fs::fstat(&dir).map_err(anyhow::Error::new);
-        stat.and_then(|stat| change(dir.as_fd(), &stat, self.base))
-            .with_context(|| format!("changing the owner of {:?}", place.path(name)))
+        let stat = rustix::fs::fstat(&dir);
+        let stat = stat.with_context(|| format!("looking at {:?}", place.path(name)))?;
+        self.give(dir.as_fd(), &stat, || place.path(name))
     }
-}
-
-/// Changes a file with several names; false if it is not the one that was seen. On an overlay each name may have
-/// become a file of its own, so each is looked at.
-fn change_linked(top: BorrowedFd<'_>, linked: &Linked, base: Base) -> Result<bool> {
-    for (number, path) in linked.paths.iter().enumerate() {
-        let what = || format!("changing the owner of {path:?}");
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        let file = match rustix::fs::openat2(top, path, PLACE, Mode::empty(), resolve) {
-            Ok(file) => file,
-            // Exchanged, or gone.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(false),
-            Err(errno) => return Err(errno).with_context(what),
-        };
-        let stat = rustix::fs::fstat(&file).with_context(what)?;
-        if number == 0 && !linked.is(&stat) || !linked.is_still(&stat) {
-            return Ok(false);
-        }
-        if number == 0 || !is_in(base, &stat) {
-            change(file.as_fd(), &stat, base).with_context(what)?;
-        }
-    }
-    Ok(true)
 }
 
 /// Whether user and group are in the range.
@@ -166,9 +213,10 @@ fn change(file: BorrowedFd<'_>, stat: &Stat, base: Base) -> Result<()> {
     match change_ordinary(file, kind, stat, base) {
         // What is immutable or append-only is made ordinary meanwhile.
         Err(error) if error.downcast_ref::<Errno>() == Some(&Errno::PERM) => {
-            let Some(held) = release(file, kind)? else { return Err(error) };
+            let released = held::release(file).context("making it ordinary")?;
+            let Some(released) = released else { return Err(error) };
             let changed = change_ordinary(file, kind, stat, base);
-            held.hold()?;
+            released.hold().context("making it immutable again")?;
             changed
         }
         other => other,
@@ -182,6 +230,16 @@ fn change_ordinary(file: BorrowedFd<'_>, kind: FileType, stat: &Stat, base: Base
     let attributes = Attributes::of(file, kind)?;
     if attributes.names.is_empty() && stat.st_mode & SET_IDS == 0 {
         return if is_in(base, stat) { Ok(()) } else { give(file, stat, base) };
+    }
+    // Before the owner, who tells that all of this was done.
+    for name in ACLS {
+        if let Some(value) = attributes.read(name)? {
+            let shifted = shift::acl(&value, base)
+                .with_context(|| format!("its {name} is of no known form"))?;
+            if shifted != value {
+                attributes.write(name, &shifted)?;
+            }
+        }
     }
     let noted = attributes.read(NOTE)?.and_then(|note| Fragile::noted(&note));
     let is_noted = noted.is_some();
@@ -206,15 +264,6 @@ fn change_ordinary(file: BorrowedFd<'_>, kind: FileType, stat: &Stat, base: Base
         let shifted =
             shift::capabilities(value, base).context("its capabilities are of no known form")?;
         attributes.write(CAPABILITIES, &shifted)?;
-    }
-    for name in ACLS {
-        if let Some(value) = attributes.read(name)? {
-            let shifted = shift::acl(&value, base)
-                .with_context(|| format!("its {name} is of no known form"))?;
-            if shifted != value {
-                attributes.write(name, &shifted)?;
-            }
-        }
     }
     attributes.take_note()
 }
@@ -323,37 +372,4 @@ impl Attributes {
 
 fn magic_path(file: BorrowedFd<'_>) -> CString {
     CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("digits hold no NUL")
-}
-
-/// A file that was made ordinary for a while.
-struct Held {
-    file: OwnedFd,
-    flags: IFlags,
-}
-
-impl Held {
-    fn hold(&self) -> Result<()> {
-        rustix::fs::ioctl_setflags(&self.file, self.flags).context("making it immutable again")
-    }
-}
-
-/// Makes a file ordinary that is immutable or append-only. Only regular files and directories have these flags;
-/// opening anything else could have effects.
-fn release(file: BorrowedFd<'_>, kind: FileType) -> Result<Option<Held>> {
-    if !matches!(kind, FileType::RegularFile | FileType::Directory) {
-        return Ok(None);
-    }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let path = magic_path(file);
-    let file = rustix::fs::open(path.as_c_str(), flags, Mode::empty()).context("opening it")?;
-    let flags = match rustix::fs::ioctl_getflags(&file) {
-        Err(Errno::NOTTY | Errno::OPNOTSUPP) => return Ok(None),
-        other => other.context("asking whether it is immutable")?,
-    };
-    let held = IFlags::IMMUTABLE | IFlags::APPEND;
-    if !flags.intersects(held) {
-        return Ok(None);
-    }
-    rustix::fs::ioctl_setflags(&file, flags - held).context("making it ordinary")?;
-    Ok(Some(Held { file, flags }))
 }

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use self::shift::Base;
 use super::map::{Extent, IdMap};
 use crate::errors::hinted;
+use crate::held;
 use crate::mounts::{self, Mapping, Shown};
 use crate::root::Access;
 use crate::settings::value::Ownership;
@@ -128,24 +129,26 @@ fn plan(owner: Owner, map: &IdMap, ownership: Ownership) -> Result<Plan> {
 }
 
 /// Lets a tree belong to the container's users. `mount` is its mount, attached nowhere yet if it is to be mapped, and
-/// `access` is whether its files may be changed.
+/// `access` is whether its files may be changed, `shows` whether the user sees how far that is.
 ///
 /// # Errors
-/// When the way that was asked for is not open, or the tree is half changed and is to be used as it is.
+/// When the way that was asked for is not open, with [`OnlyRead`] in the chain if nothing else is in its way; or when
+/// the tree is half changed and is to be used as it is.
 pub fn settle(
     mount: BorrowedFd<'_>,
     map: &IdMap,
     ownership: Ownership,
     access: Access,
+    shows: bool,
 ) -> Result<Settled> {
     match plan(owner(mount)?, map, ownership)? {
         Plan::Nothing => Ok(Settled::as_it_is()),
         Plan::Map { base, or_chown } => match map_mount(mount, map, base)? {
             Ok(()) => Ok(Settled::mapped()),
-            Err(why) if or_chown => chown(mount, map, access, Some(why)),
+            Err(why) if or_chown => chown(mount, map, access, shows, Some(why)),
             Err(why) => Err(unmapped(&why)),
         },
-        Plan::Chown => chown(mount, map, access, None),
+        Plan::Chown => chown(mount, map, access, shows, None),
     }
 }
 
@@ -201,6 +204,11 @@ fn is_identity(map: &IdMap) -> bool {
     map.uids().iter().chain(map.gids()).all(|extent| extent.container == extent.host)
 }
 
+/// Whether such an owner of the top directory says that an earlier start was interrupted.
+pub(super) fn is_busy(owner: (u32, u32)) -> bool {
+    [owner.0, owner.1].map(Base::of).contains(&Base::BUSY)
+}
+
 /// That no earlier run was interrupted while it changed the tree.
 fn whole(owner: Owner) -> Result<()> {
     ensure!(
@@ -233,18 +241,13 @@ fn belongs(owner: Owner, base: u32) -> Result<()> {
     ))
 }
 
-/// Maps a mount with what is mounted below it, or, where that cannot be, alone: what lies there is not the tree's.
+/// Maps a mount; what is mounted below it is not the tree's, so it may stay as it is.
 fn map_mount(mount: BorrowedFd<'_>, map: &IdMap, base: u32) -> Result<Result<(), String>> {
     let Some(shown) = Shown::as_container_from(map, base) else {
         return Ok(Err("its ids are too high".to_owned()));
     };
-    let mapping = Mapping::new(&shown)?;
-    let refused = match mapping.put_on(mount, true)? {
-        Ok(()) => return Ok(Ok(())),
-        Err(refused) => refused,
-    };
-    let alone = mapping.put_on(mount, false)?;
-    Ok(alone.map_err(|_| refused.0.to_owned()))
+    let mapped = Mapping::new(&shown)?.put_on_as_much_as_can_be(mount)?;
+    Ok(mapped.map(|_| ()).map_err(|refused| refused.0.to_owned()))
 }
 
 /// The range that files are given to.
@@ -266,9 +269,10 @@ fn chown(
     mount: BorrowedFd<'_>,
     map: &IdMap,
     access: Access,
+    shows: bool,
     not_mapped: Option<String>,
 ) -> Result<Settled> {
-    let changed = range(map).and_then(|base| give_to(mount, base, access));
+    let changed = range(map).and_then(|base| give_to(mount, base, access, shows));
     match (changed, not_mapped) {
         (Ok(way), not_mapped) => Ok(Settled { way, not_mapped }),
         (Err(error), None) => Err(error),
@@ -279,7 +283,17 @@ fn chown(
     .context("changing the owners of the tree's files")
 }
 
-fn give_to(mount: BorrowedFd<'_>, base: Base, access: Access) -> Result<Way> {
+/// Why the files of a whole tree keep their owners; never that of a tree that is half changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OnlyRead;
+
+impl fmt::Display for OnlyRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the tree is only read")
+    }
+}
+
+fn give_to(mount: BorrowedFd<'_>, base: Base, access: Access, shows: bool) -> Result<Way> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::openat(mount, ".", flags, Mode::empty())
         .context("opening its top directory")?;
@@ -288,27 +302,41 @@ fn give_to(mount: BorrowedFd<'_>, base: Base, access: Access) -> Result<Way> {
     if Owner::of(&stat) == Owner::Range(base) {
         return Ok(Way::ChownedBefore);
     }
-    ensure!(
-        access == Access::Write,
-        hinted(
-            "the tree is only read",
+    let only_read = |error: anyhow::Error| match Owner::of(&stat) {
+        Owner::Busy => error,
+        _ => error.context(OnlyRead),
+    };
+    if access == Access::Read {
+        return Err(only_read(anyhow::Error::new(hinted(
+            "the container may not write to it",
             "one start without --read-only and --volatile changes them; then they stay so",
-        )
-    );
-    mark(top.as_fd(), Base::BUSY.shift(stat.st_uid), Base::BUSY.shift(stat.st_gid)).map_err(
-        |errno| {
-            let error = anyhow::Error::new(errno);
-            match errno {
-                Errno::ROFS => error.context(hinted(
-                    "marking it as being changed",
-                    "it can only be read; --private-users-ownership=map changes nothing in it",
-                )),
-                _ => error.context("marking it as being changed"),
-            }
-        },
-    )?;
-    chown::below_and_itself(top.as_fd(), base)?;
+        ))));
+    }
+    let owner = (Base::BUSY.shift(stat.st_uid), Base::BUSY.shift(stat.st_gid));
+    mark_even_held(top.as_fd(), owner).map_err(|errno| {
+        let error = anyhow::Error::new(errno);
+        match errno {
+            Errno::ROFS => only_read(error.context(hinted(
+                "marking it as being changed",
+                "--private-users-ownership=map changes nothing in it",
+            ))),
+            _ => error.context("marking it as being changed"),
+        }
+    })?;
+    chown::below_and_itself(top.as_fd(), base, shows)?;
     Ok(Way::Chowned)
+}
+
+/// The same as [`mark`] with a directory that may be immutable, as templates are.
+fn mark_even_held(top: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), Errno> {
+    match mark(top, owner) {
+        Err(Errno::PERM) => {}
+        other => return other,
+    }
+    let released = held::release(top)?.ok_or(Errno::PERM)?;
+    let marked = mark(top, owner);
+    released.hold()?;
+    marked
 }
 
 /// How often and how long it is waited for the clock of a file system. It goes on with the kernel's ticks, each 1 to
@@ -318,9 +346,9 @@ const CLOCK: (u32, Duration) = (1200, Duration::from_millis(1));
 /// Gives the top directory to an owner, later by the clock of the file system than all that was done to the tree
 /// before: what was changed in the same step of that clock would be held for changed meanwhile. An earlier start that
 /// was killed has changed files until the moment before.
-fn mark(top: BorrowedFd<'_>, uid: u32, gid: u32) -> rustix::io::Result<()> {
+fn mark(top: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), Errno> {
     let change = || {
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
         rustix::fs::chownat(top, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         rustix::fs::fstat(top).map(|stat| (stat.st_ctime, stat.st_ctime_nsec))
     };
@@ -429,7 +457,7 @@ mod tests {
             std::fs::write(&file, "").unwrap();
             let before = rustix::fs::stat(&file).unwrap();
             let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-            mark(dir.as_fd(), uid.as_raw(), gid.as_raw()).unwrap();
+            mark(dir.as_fd(), (uid.as_raw(), gid.as_raw())).unwrap();
             let marked = rustix::fs::fstat(&dir).unwrap();
             assert!(
                 (marked.st_ctime, marked.st_ctime_nsec) > (before.st_ctime, before.st_ctime_nsec)
