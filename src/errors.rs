@@ -89,9 +89,20 @@ pub enum Verbosity {
     Verbose,
 }
 
+/// Prints a line for the user; takes what `format!` takes. A stderr that is full, closed or gone keeps nobody from
+/// starting or ending a container, so unlike `eprintln!` it never panics.
+#[macro_export]
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        use ::std::io::Write;
+        // There is no other place to complain to.
+        let _ = ::std::writeln!(::std::io::stderr(), $($words)*);
+    }};
+}
+
 /// Prints something that went wrong and was tolerated; says so itself.
 pub fn warn(what: impl fmt::Display) {
-    eprintln!("rspawn: {}, ignoring", printable(&what.to_string()));
+    tell!("rspawn: {}, ignoring", printable(&what.to_string()));
 }
 
 #[cfg(test)]

@@ -11,13 +11,14 @@ use rspawn::handover::Handover;
 use rspawn::host::Host;
 use rspawn::settings::value::{ExitMode, Explain};
 use rspawn::settings::{Settings, gather};
-use rspawn::{exit, handover, host, mounts, root, spec, stage, userns};
+use rspawn::sys::process::keep_ended_children;
+use rspawn::{exit, handover, host, mounts, root, spec, stage, tell, userns};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(usage) => {
-            eprintln!("rspawn: {}\nhint: {}", usage.message, usage.hint);
+            tell!("rspawn: {}\nhint: {}", usage.message, usage.hint);
             return ExitCode::from(exit::of_failure(cli::exit_mode(std::env::args_os()), None));
         }
     };
@@ -44,13 +45,14 @@ fn main() -> ExitCode {
             }
             let code = exit::of_failure(exit_mode, None);
             audience.failed(&report, code);
-            eprintln!("{report}");
+            tell!("{report}");
             ExitCode::from(code)
         }
     }
 }
 
 fn act(invocation: Invocation, handover: Handover, audience: &mut Audience) -> Result<u8> {
+    keep_ended_children();
     let host = Host::look(handover);
     match invocation {
         Invocation::Print(text) => print(&text),

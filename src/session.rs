@@ -15,6 +15,7 @@ use crate::mounts::Scratch;
 use crate::root::{self, Access, Root};
 use crate::security::caps::CapSet;
 use crate::spec::{Spec, Start, Users};
+use crate::tell;
 use crate::undo::Undo;
 use crate::userns::{self, map::IdMap};
 
@@ -134,6 +135,6 @@ fn own_cgroup(spec: &Spec, users: Option<&IdMap>, undo: &mut Undo) -> Result<Opt
 
 fn without_cgroup(spec: &Spec, error: &anyhow::Error) {
     if spec.verbosity == Verbosity::Verbose {
-        eprintln!("rspawn: no cgroup of its own for the container: {error:#}");
+        tell!("rspawn: no cgroup of its own for the container: {error:#}");
     }
 }

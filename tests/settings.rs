@@ -178,6 +178,15 @@ fn interface_names_fit_the_kernel(#[case] text: &str, #[case] valid: bool) {
 #[case("RLIMIT_NICE=+5", Some("RLIMIT_NICE=15:15"))]
 #[case("RLIMIT_NICE=-5", Some("RLIMIT_NICE=25:25"))]
 #[case("RLIMIT_NICE=41", None)]
+#[case("CPU=5", Some("RLIMIT_CPU=5:5"))]
+#[case("CPU=1min:1h 30s", Some("RLIMIT_CPU=60:3630"))]
+#[case("CPU=1500ms", Some("RLIMIT_CPU=2:2"))]
+#[case("RTTIME=500ms:2s", Some("RLIMIT_RTTIME=500000:2000000"))]
+#[case("RTTIME=7", Some("RLIMIT_RTTIME=7:7"))]
+#[case("CPU=1fortnight", None)]
+#[case("CPU=min", None)]
+#[case("CPU=99999999999999999w", None)]
+#[case("NOFILE=1min", None)]
 #[case("RLIMIT_NOFILE=9:5", None)]
 #[case("RLIMIT_NOFILE=4G", None)]
 #[case("RLIMIT_AS=99999999999E", None)]
@@ -284,6 +293,8 @@ fn credentials_hold_escaped_bytes() {
 #[case("all", Some("all"))]
 #[case("CAP_FOO", None)]
 #[case(",", None)]
+#[case("25,kill", Some("CAP_SYS_TIME,CAP_KILL"))]
+#[case("99", None)]
 fn capability_lists(#[case] text: &str, #[case] expected: Option<&str>) {
     assert_eq!(print::<CapList>(text).as_deref(), expected);
 }
@@ -317,12 +328,31 @@ fn a_file_says_what_it_says() {
     assert_eq!(said.parameters.value().expect("said"), &["a", "b c", "de"]);
     let variables: Vec<String> = said.environment.values().map(ToString::to_string).collect();
     assert_eq!(variables, ["A=1", "B=two words", "C=3"]);
-    assert_eq!(said.capabilities.values().next().expect("said").to_string(), "CAP_KILL,CAP_SYSLOG");
+    let capabilities: Vec<String> = said.capabilities.values().map(ToString::to_string).collect();
+    assert_eq!(capabilities, ["CAP_KILL", "CAP_SYSLOG"]);
     assert_eq!(said.read_only.value(), Some(&false));
     assert_eq!(said.mounts.values().count(), 3);
     assert_eq!(said.interfaces.values().count(), 2);
     let source = said.hostname.source().expect("said").to_string();
     assert_eq!(source, "x.nspawn, line 8");
+}
+
+/// What takes something away stays, whatever is wrong beside it.
+#[test]
+fn a_bad_word_costs_only_itself() {
+    let parsed = trusted(
+        "\u{feff}[Exec]\nDropCapability=CAP_BOGUS CAP_CHOWN 25\nEnvironment=1X=2 A=1 FOO B=2\n\
+         [Files]\nPrivateUsersChown=yes\n",
+    );
+    let told: Vec<String> = parsed.problems.iter().map(ToString::to_string).collect();
+    assert!(told[0].contains("DropCapability=: ") && told[0].contains("CAP_BOGUS"), "{told:?}");
+    assert!(told[1].contains("Environment=: ") && told.len() == 2, "{told:?}");
+    let said = parsed.settings;
+    let dropped: Vec<String> = said.drop_capabilities.values().map(ToString::to_string).collect();
+    assert_eq!(dropped, ["CAP_CHOWN", "CAP_SYS_TIME"]);
+    let variables: Vec<String> = said.environment.values().map(ToString::to_string).collect();
+    assert_eq!(variables, ["A=1", "B=2"]);
+    assert_eq!(said.ownership.value(), Some(&Ownership::Chown));
 }
 
 /// PIV-09: a wrong value is told with its line, and ignored.

@@ -37,16 +37,23 @@ pub enum Journal {
     Guest {
         /// The tree, as the host names it.
         tree: PathBuf,
-        /// A host without journals is fine.
+        /// A host without journals, or a tree that is only read, is fine.
         lenient: bool,
     },
     /// The journal is on the host, and mounted in the container.
     Host {
         /// The tree, as the host names it.
         tree: PathBuf,
-        /// A host without journals is fine.
+        /// A host without journals, or a tree that is only read, is fine.
         lenient: bool,
     },
+}
+
+impl Journal {
+    /// Whether it was only tried.
+    fn is_lenient(&self) -> bool {
+        matches!(self, Self::Guest { lenient: true, .. } | Self::Host { lenient: true, .. })
+    }
 }
 
 impl fmt::Display for Journal {
@@ -132,9 +139,20 @@ pub(super) fn apply(wanted: &Journal, ids: &Ids, tree: &InRoot) -> Result<()> {
                 OfTree::Garbage => Err(garbage()),
                 OfTree::Id(_) | OfTree::None => link(wanted, name, &ids.machine, tree),
             };
-            linked.context("--link-journal=")
+            match linked {
+                // What systemd-nspawn@.service asks for is for trees that are only read, too.
+                Err(error) if wanted.is_lenient() && is_read_only(&error) => {
+                    warn(format_args!("--link-journal=: {error:#}"));
+                    Ok(())
+                }
+                other => other.context("--link-journal="),
+            }
         }
     }
+}
+
+fn is_read_only(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Errno>() == Some(&Errno::ROFS)
 }
 
 fn garbage() -> anyhow::Error {
@@ -160,10 +178,7 @@ fn link(wanted: &Journal, name: &Path, machine: &str, tree: &InRoot) -> Result<(
     if plan == Plan::Leave {
         return Ok(());
     }
-    let lenient = matches!(
-        wanted,
-        Journal::Guest { lenient: true, .. } | Journal::Host { lenient: true, .. }
-    );
+    let lenient = wanted.is_lenient();
     if is_of_host(&id) {
         let same = hinted(
             format!("the container has the host's own machine id, {id}"),

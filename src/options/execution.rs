@@ -5,7 +5,7 @@ use super::{Assignment, Group, Key, Opt, Section, Takes, all_words, each, said, 
 use crate::settings::value::{EnvEntry, Ownership, Register, StartMode, Wrong};
 use crate::settings::{Settings, Source};
 use Group::{Execution, Identity, Properties, Users};
-use Takes::{Nothing, Value};
+use Takes::{Nothing, Optional, Value};
 use std::ffi::OsStr;
 
 /// `Parameters=`: on the command line these are the words after the options.
@@ -23,14 +23,14 @@ fn environment(
     value: Option<&OsStr>,
     source: &Source,
 ) -> Result<(), Wrong> {
-    for word in super::set::split_words(super::set::text(value)?)? {
+    super::set::for_each_word(value, |word| {
         let entry: EnvEntry = word.parse()?;
         if entry.value.is_none() {
             return Err(Wrong::new(word, "NAME=VALUE"));
         }
         settings.environment.add(entry, source);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 // A row stays on as few lines as it needs, whatever its help costs.
@@ -165,7 +165,7 @@ pub(super) static ROWS: &[Opt] = &[
     ),
     Opt::new(
         "private-users",
-        Value("MODE"),
+        Optional("MODE"),
         Users,
         "User namespace: no, yes, pick, identity, managed or BASE[:COUNT]",
         private_users,
@@ -185,7 +185,15 @@ pub(super) static ROWS: &[Opt] = &[
         "Bring the tree's owners into the range: off, chown, map, foreign or auto",
         said!(ownership, parse),
     )
-    .keys(&[Key::new(Section::Files, "PrivateUsersOwnership")]),
+    .keys(&[
+        Key::new(Section::Files, "PrivateUsersOwnership"),
+        // Older than the other.
+        Key::new(Section::Files, "PrivateUsersChown").set(|settings, value, source| {
+            let chowns = boolean(value)?;
+            settings.ownership.say(if chowns { Ownership::Chown } else { Ownership::Off }, source);
+            Ok(())
+        }),
+    ]),
     Opt::new(
         "private-users-chown",
         Nothing,

@@ -109,7 +109,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Keep these capabilities as well, or all",
         each!(capabilities, parse),
     )
-    .keys(&[Key::new(Section::Exec, "Capability")])
+    .keys(&[Key::new(Section::Exec, "Capability").set(words!(capabilities))])
     .words(super::set::capability_names)
     .reset(unsay!(capabilities)),
     Opt::new(
@@ -119,7 +119,7 @@ pub(super) static ROWS: &[Opt] = &[
         "Take these capabilities away, or all",
         each!(drop_capabilities, parse),
     )
-    .keys(&[Key::new(Section::Exec, "DropCapability").by_anyone()])
+    .keys(&[Key::new(Section::Exec, "DropCapability").by_anyone().set(words!(drop_capabilities))])
     .words(super::set::capability_names)
     .reset(unsay!(drop_capabilities)),
     Opt::new(

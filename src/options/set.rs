@@ -122,12 +122,23 @@ pub(super) fn each_word<T: FromStr<Err = Wrong>>(
     value: Option<&OsStr>,
     source: &Source,
 ) -> Result<(), Wrong> {
-    let words = split_words(text(value)?)?;
-    let parsed: Result<Vec<T>, Wrong> = words.iter().map(|word| word.parse()).collect();
-    for value in parsed? {
-        list.add(value, source);
+    for_each_word(value, |word| {
+        list.add(word.parse()?, source);
+        Ok(())
+    })
+}
+
+/// Acts on each word. One that is wrong costs only itself: what the others take away must not come back with it. The
+/// first such is told.
+pub(super) fn for_each_word(
+    value: Option<&OsStr>,
+    mut act: impl FnMut(&str) -> Result<(), Wrong>,
+) -> Result<(), Wrong> {
+    let mut told = Ok(());
+    for word in split_words(text(value)?)? {
+        told = told.and(act(&word));
     }
-    Ok(())
+    told
 }
 
 /// `Parameters=`: the words of a command.

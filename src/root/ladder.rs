@@ -27,6 +27,7 @@ use crate::checkpoint;
 use crate::errors::{Verbosity, hinted};
 use crate::mounts;
 use crate::sys::btrfs;
+use crate::tell;
 use crate::undo::Undo;
 
 /// What a layer is made over, and how.
@@ -122,7 +123,7 @@ pub(super) fn make(wanted: &Wanted<'_>) -> Result<Layer> {
                             let _ = write!(told, "{why}; ");
                             told
                         });
-                        eprintln!("rspawn: {told}{rung} in {}: ok", place.display());
+                        tell!("rspawn: {told}{rung} in {}: ok", place.display());
                     }
                     return Ok(Layer { refused, ..layer });
                 }

@@ -17,6 +17,7 @@ use super::{Access, Rung, ladder, remove, subvolume};
 use crate::checkpoint;
 use crate::errors::{Verbosity, hinted};
 use crate::sys::btrfs;
+use crate::tell;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
@@ -94,11 +95,11 @@ pub(super) fn fill(wanted: &Wanted<'_>, template: BorrowedFd<'_>) -> Result<()> 
     match verbosity {
         Verbosity::Quiet => {}
         Verbosity::Normal => {
-            eprintln!("Filled {} from the template {}.", path.display(), from.display());
+            tell!("Filled {} from the template {}.", path.display(), from.display());
         }
         Verbosity::Verbose => {
             let (path, from) = (path.display(), from.display());
-            eprintln!("Filled {path} from the template {from}: {refused}{rung}: ok.");
+            tell!("Filled {path} from the template {from}: {refused}{rung}: ok.");
         }
     }
     Ok(())
@@ -107,7 +108,7 @@ pub(super) fn fill(wanted: &Wanted<'_>, template: BorrowedFd<'_>) -> Result<()> 
 /// SNP-30.
 pub(super) fn tell_that_it_exists(path: &Path, template: &Path) {
     let (path, template) = (path.display(), template.display());
-    eprintln!("{path} exists, so it is not filled from the template {template}.");
+    tell!("{path} exists, so it is not filled from the template {template}.");
 }
 
 /// Walks the rungs of a template: a snapshot, else a copy. Returns what was made, how, and why not otherwise.

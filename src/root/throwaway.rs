@@ -21,6 +21,7 @@ use super::{Access, Rung};
 use crate::checkpoint;
 use crate::errors::{Verbosity, hinted};
 use crate::progress::Progress;
+use crate::tell;
 use crate::tree::open_host_directory;
 use crate::undo::Undo;
 
@@ -69,7 +70,7 @@ pub(super) fn make(wanted: &Wanted<'_>, undo: &mut Undo) -> Result<Throwaway> {
         match tried {
             Ok(made) => {
                 if wanted.verbosity == Verbosity::Verbose {
-                    eprintln!("rspawn: {told}{rung}: ok");
+                    tell!("rspawn: {told}{rung}: ok");
                 }
                 return Ok(Throwaway { rung: Some(*rung), ..made });
             }

@@ -81,7 +81,8 @@ fn covered(tree: &InRoot) -> Result<Changed> {
 pub(super) fn memory() -> Result<OwnedFd> {
     let options = [("mode", "755"), ("size", "25%"), ("nr_inodes", "1m")];
     let options = options.map(|(name, value)| (name, value.to_owned()));
-    let attrs = Attrs { nodev: true, strictatime: true, ..Attrs::default() };
+    // With devices, as any root: who makes systems inside makes nodes, and the container's cgroup decides which open.
+    let attrs = Attrs { strictatime: true, ..Attrs::default() };
     mounts::instance("tmpfs", &options, attrs).context("mounting a tmpfs")
 }
 

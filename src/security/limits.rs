@@ -15,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitiesSecureBits, CpuSet};
 
 use crate::sys;
+use crate::tell;
 
 /// The limits that a payload starts with: one entry for each resource.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,7 +25,7 @@ pub struct Limits(Vec<Limit>);
 struct Limit {
     resource: Resource,
     value: Rlimit,
-    /// Whether the user asked for it: then it is set exactly or not at all.
+    /// Whether the user asked for it, who is told if it cannot be set.
     asked: bool,
 }
 
@@ -106,23 +107,29 @@ impl Limits {
         Some((limit.value.current, limit.value.maximum))
     }
 
-    /// Sets all limits of the calling process. A default that is above what we may set (no CAP_SYS_RESOURCE, or
-    /// fs.nr_open for descriptors) becomes as much of it as is allowed.
+    /// Sets all limits of the calling process. One that is above what we may set (no CAP_SYS_RESOURCE, or fs.nr_open
+    /// for descriptors) becomes as much of it as is allowed, as with systemd-nspawn; one that was asked for with a
+    /// warning.
     ///
     /// # Errors
     ///
-    /// When a limit that the user asked for cannot be set exactly.
+    /// When the kernel refuses that as well.
     pub fn apply(&self) -> Result<()> {
         for limit in &self.0 {
-            let what = || format!("setting the limit {:?}", limit.resource);
+            let name = || format!("RLIMIT_{}", format!("{:?}", limit.resource).to_uppercase());
+            let what = || format!("setting {}", name());
             match setrlimit(limit.resource, limit.value) {
-                Err(Errno::PERM) if !limit.asked => {
+                Err(Errno::PERM) => {
                     let hard = getrlimit(limit.resource).maximum;
                     let value = Rlimit {
                         current: lower(limit.value.current, hard),
                         maximum: lower(limit.value.maximum, hard),
                     };
                     setrlimit(limit.resource, value).with_context(what)?;
+                    if limit.asked {
+                        let hard = hard.map_or("unlimited".to_owned(), |hard| hard.to_string());
+                        tell!("rspawn: --rlimit=: {} is {hard}, as much as it can be here", name());
+                    }
                 }
                 other => other.with_context(what)?,
             }

@@ -37,6 +37,9 @@ pub struct Problem {
 pub enum Fault {
     /// Neither a section, an assignment, a comment nor blank; or not UTF-8.
     Syntax(&'static str),
+    /// The beginning of a section without its end. What follows would be taken for another section's, or nobody's, so
+    /// a container does not start with such a file, as with systemd-nspawn.
+    BrokenSection,
     /// A section that does not exist; its assignments are skipped.
     UnknownSection(String),
     /// A key that does not exist in its section.
@@ -52,6 +55,7 @@ impl fmt::Display for Problem {
         write!(f, "{}, line {}: ", self.path.display(), self.line)?;
         match &self.what {
             Fault::Syntax(what) => f.write_str(what),
+            Fault::BrokenSection => f.write_str("a section without its ]"),
             Fault::UnknownSection(name) => write!(f, "unknown section [{name}]"),
             Fault::UnknownKey(name) => write!(f, "unknown key {name}="),
             Fault::Value(name, wrong) => write!(f, "{name}=: {wrong}"),
@@ -74,6 +78,8 @@ pub fn parse(bytes: &[u8], path: &Path, trusted: bool) -> Parsed {
     let path: Arc<Path> = Arc::from(path);
     let mut parsed = Parsed::default();
     let mut place = Place::Nowhere;
+    // As some editors begin a file.
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     for (line, text) in logical_lines(bytes) {
         let step = match text {
             Ok(text) => follow(&text, &mut place, &mut parsed.settings, &path, line, trusted),
@@ -104,7 +110,7 @@ fn follow(
 ) -> Result<(), Fault> {
     let text = text.trim();
     if let Some(rest) = text.strip_prefix('[') {
-        let name = rest.strip_suffix(']').ok_or(Fault::Syntax("a section without its ]"))?;
+        let name = rest.strip_suffix(']').ok_or(Fault::BrokenSection)?;
         // As everywhere in systemd's files, sections that start with X- are other programs'.
         *place = Section::named(name).map_or(Place::Unknown, Place::Known);
         let known = matches!(place, Place::Known(_)) || name.starts_with("X-");
@@ -228,6 +234,12 @@ pub fn read(candidate: &Candidate) -> Result<Option<Vec<u8>>> {
         Err(errno) => return Err(errno).with_context(|| without(path, "opening")),
     };
     let stat = rustix::fs::fstat(&fd).with_context(|| format!("looking at {}", path.display()))?;
+    // The administrator's way to say that there is none: a link to /dev/null.
+    let is_masked = stat.st_rdev == rustix::fs::makedev(1, 3)
+        && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    if is_masked && candidate.trusted {
+        return Ok(Some(Vec::new()));
+    }
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         bail!(without(path, "not a regular file"));
     }
@@ -240,7 +252,15 @@ pub fn read(candidate: &Candidate) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+const NO_FILE: &str = "--settings=no runs without it";
+
+/// That nothing in a file is such that no container is to start with it.
+pub(super) fn ensure_usable(problems: &[Problem]) -> Result<()> {
+    let broken = problems.iter().find(|problem| problem.what == Fault::BrokenSection);
+    broken.map_or(Ok(()), |broken| bail!(hinted(format!("the settings file {broken}"), NO_FILE)))
+}
+
 /// A settings file that cannot be read: not to be passed over, because it may have been there to take rights away.
 fn without(path: &Path, what: &str) -> Hinted {
-    hinted(format!("the settings file {}: {what}", path.display()), "--settings=no runs without it")
+    hinted(format!("the settings file {}: {what}", path.display()), NO_FILE)
 }

@@ -13,7 +13,7 @@ use crate::spec::machine_of;
 /// wrong in the file comes back as problems: none of them keeps a container from starting (PIV-09).
 ///
 /// # Errors
-/// When a file is there and cannot be read.
+/// When a file is there and cannot be read, or nobody knows to which section its lines belong.
 pub fn gather(command_line: Settings, host: &Host) -> Result<(Settings, Vec<Problem>)> {
     let mode = command_line.settings_mode.or(SettingsMode::Yes);
     if mode == SettingsMode::No {
@@ -32,6 +32,7 @@ pub fn gather(command_line: Settings, host: &Host) -> Result<(Settings, Vec<Prob
         if let Some(bytes) = file::read(&candidate)? {
             let trusted = file_is_trusted(candidate.trusted, mode);
             let parsed = file::parse(&bytes, &candidate.path, trusted);
+            file::ensure_usable(&parsed.problems)?;
             return Ok((merge(command_line, parsed.settings, mode), parsed.problems));
         }
     }

@@ -27,6 +27,7 @@ use crate::session::Session;
 use crate::settings::value::KillSignal;
 use crate::spec::{Network, Spec};
 use crate::sys::process::send_signal;
+use crate::tell;
 use crate::userns::{self, map::IdMap};
 
 /// How long the rest of the payload's output may find no reader.
@@ -363,7 +364,7 @@ impl<'a> Boot<'a> {
             Some(request) => {
                 self.shutting_down = true;
                 if self.spec.verbosity >= Verbosity::Normal {
-                    eprintln!("Shutting the container down; once more to kill it.");
+                    tell!("Shutting the container down; once more to kill it.");
                 }
                 self.requests_left = REQUESTS;
                 self.request(request)

@@ -23,6 +23,7 @@ use crate::security::limits::{self, Personality};
 use crate::settings::value::Volatile;
 use crate::spec::{Spec, Users};
 use crate::sys::process::keep_only;
+use crate::tell;
 use crate::tree;
 use crate::userns::{self, map::IdMap};
 
@@ -80,7 +81,7 @@ pub(super) fn run(
     let Attached { root: tree, settled } =
         root.attach(spec.pivot.as_ref(), spec.volatile, owners)?;
     if let Some(settled) = settled.filter(|_| spec.verbosity == Verbosity::Verbose) {
-        eprintln!("rspawn: owners of the tree: {settled}");
+        tell!("rspawn: owners of the tree: {settled}");
     }
     if root.is_secondary() && spec.limits.personality.is_none() {
         limits::set_personality(Personality::Secondary).context("becoming a 32-bit machine")?;

@@ -16,6 +16,8 @@ use crate::errors::Verbosity;
 use crate::exit::Next;
 use crate::session::Session;
 use crate::spec::Spec;
+use crate::sys::process::ignores_hangup;
+use crate::tell;
 use crate::userns;
 
 /// What ends us when it comes once or, with an init, twice (RUN-06, RUN-07).
@@ -50,23 +52,27 @@ pub fn run(spec: &Spec, audience: &mut Audience) -> Result<u8> {
     }
     if spec.verbosity >= Verbosity::Normal {
         if midline {
-            eprintln!();
+            tell!();
         }
-        eprintln!("Container {} ended with exit code {code}.", spec.machine);
+        tell!("Container {} ended with exit code {code}.", spec.machine);
     }
     if let Some(remark) = remark {
-        eprintln!("{remark}");
+        tell!("{remark}");
     }
     if let Some(kept) = session.close(spec, code != 0)? {
         audience.kept(&kept);
-        eprintln!("rspawn: what it has written is kept in {}", kept.display());
+        tell!("rspawn: what it has written is kept in {}", kept.display());
     }
     Ok(code)
 }
 
-/// Blocks what the event loop reads; children inherit that and undo it before they exec.
+/// Blocks what the event loop reads; children inherit that and undo it before they exec. What nohup(1) started lives on
+/// when its terminal goes.
 fn block_signals() -> Result<SignalFd> {
     let mut set = SigSet::from_iter(TERMINATING);
+    if ignores_hangup() {
+        set.remove(Signal::SIGHUP);
+    }
     set.extend([Signal::SIGCHLD, Signal::SIGWINCH, Signal::SIGCONT]);
     set.thread_block().context("blocking signals")?;
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -91,9 +97,9 @@ fn open_console(spec: &Spec) -> Result<Option<Forwarder>> {
 
 fn greet(spec: &Spec) {
     let source = spec.root.source().display();
-    eprintln!("Spawning container {} on {source}.", spec.machine);
+    tell!("Spawning container {} on {source}.", spec.machine);
     if let Some(byte @ 1..=31) = spec.escape_key.byte().filter(|_| spec.wiring.pty) {
         let key = char::from(byte | 0x40);
-        eprintln!("Press ^{key} three times within 1s to kill the container.");
+        tell!("Press ^{key} three times within 1s to kill the container.");
     }
 }

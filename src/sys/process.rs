@@ -173,6 +173,27 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has children that end wait until they are asked about (wait(2)): with a caller that ignores SIGCHLD, of whom we
+/// have inherited that, the kernel would forget them.
+pub fn keep_ended_children() {
+    // SAFETY: the structure is integers and a null pointer, for which zero is valid; with it, the action is SIG_DFL
+    // without any flag. The call reads it, and does not fail for a signal whose action can be changed.
+    unsafe {
+        let default: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGCHLD, &raw const default, std::ptr::null_mut());
+    }
+}
+
+/// Whether our caller has us ignore the hang-up of its terminal, as nohup(1) does.
+pub fn ignores_hangup() -> bool {
+    // SAFETY: as above; the call writes one structure and changes nothing.
+    unsafe {
+        let mut found: libc::sigaction = std::mem::zeroed();
+        let rc = libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut found);
+        rc == 0 && found.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// Gives every signal its default action and blocks none, as a new program expects it.
 pub fn reset_signals() {
     /// A `struct sigaction` of the kernel's with SIG_DFL, no flags and an empty mask: all zero, and not

@@ -18,6 +18,7 @@ use rustix::process::{
 use super::map::{Extent, IdMap};
 use crate::errors::hinted;
 use crate::stage::{Child, Parent, fork};
+use crate::tell;
 
 /// Sets the users, and the groups, of a process.
 const HELPERS: [&str; 2] = ["/usr/bin/newuidmap", "/usr/bin/newgidmap"];
@@ -61,7 +62,7 @@ pub(crate) fn enter(map: &IdMap) -> Result<()> {
             Parent::Us,
             || become_helper(waits, &words),
             |error| {
-                eprintln!("rspawn: {error:#}");
+                tell!("rspawn: {error:#}");
             },
         );
         Ok((*helper, child.with_context(|| format!("starting {helper}"))?))

@@ -7,6 +7,7 @@ use harness::guest::observe::status_of;
 
 cases![
     the_bounding_set_is_the_default_one,
+    what_is_added_and_dropped_is_dropped,
     the_inheritable_and_ambient_sets_are_empty,
     blocked_calls_are_refused_and_unknown_ones_are_unknown,
     new_privileges_stay_possible,
@@ -30,6 +31,25 @@ fn the_bounding_set_is_the_default_one(t: &Guest) -> Result<()> {
     for set in ["CapPrm", "CapEff"] {
         let found = seen.capabilities(set)?;
         ensure!(found == bounding, "{set} is {found:016x}, bounding {bounding:016x}");
+    }
+    Ok(())
+}
+
+/// CAP-02: whichever is named first. CAP_CHOWN (0) is there by default, CAP_SYSLOG (34) is not.
+fn what_is_added_and_dropped_is_dropped(t: &Guest) -> Result<()> {
+    const CHOWN: u64 = 1;
+    const SYSLOG: u64 = 1 << 34;
+    let tree = t.tree().probe().build()?;
+    let bounding = |words: &[&str]| -> Result<u64> {
+        let container = words.iter().fold(t.container(&tree), |all, word| all.arg(word));
+        container.observe()?.capabilities("CapBnd")
+    };
+    let (add, drop) = ("--capability=CAP_SYSLOG", "--drop-capability=CAP_SYSLOG,CAP_CHOWN");
+    let added = bounding(&[add])?;
+    ensure!(added & SYSLOG != 0 && added & CHOWN != 0, "added: {added:016x}");
+    for words in [[add, drop], [drop, add]] {
+        let both = bounding(&words)?;
+        ensure!(both & (SYSLOG | CHOWN) == 0, "{words:?}: {both:016x}");
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ cases![
     nothing_of_the_callers_environment_but_term_gets_in,
     the_environment_holds_what_a_container_is_promised,
     setenv_overrides_everything_else,
+    a_shell_is_a_login_shell,
     chdir_is_where_the_payload_starts,
     the_payload_is_process_1,
     namespaces_are_own_but_those_of_network_and_users,
@@ -102,6 +103,16 @@ fn the_environment_holds_what_a_container_is_promised(t: &Guest) -> Result<()> {
     let parts: Vec<usize> = uuid.split('-').map(str::len).collect();
     ensure!(parts == [8, 4, 4, 4, 12], "container_uuid is {uuid}");
     Ok(())
+}
+
+/// NS-12: as login(1) names it; a tree without bash has sh.
+fn a_shell_is_a_login_shell(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let said = t.scratch().join("said");
+    fs::write(&said, "echo $0\n").context("writing what the shell is told")?;
+    let input = fs::File::open(&said).context("opening it")?;
+    t.container(&tree).run_with_input(&[], input.into())?.prints("-sh")?;
+    fs::remove_file(said).context("tidying")
 }
 
 /// ENV-05, CLI-26: the last assignment wins, over the launcher's own too; `-E` is the short form (E-04).

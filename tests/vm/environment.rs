@@ -101,8 +101,10 @@ fn assignments_win_over_everything(t: &Guest) -> Result<()> {
     t.container(&tree)
         .caller_env("PASSED", "on")
         .args(["-EHOME=/x", "-Econtainer=y", "-ETERM=z", "-EA=1", "--setenv=A=2", "-EPASSED"])
-        .sh("echo $HOME $container $TERM $A $PASSED")?
-        .prints("/x y z 2 on")?;
+        // What the caller does not have is empty.
+        .arg("--setenv=NOBODY_SETS_THIS")
+        .sh("echo $HOME $container $TERM $A $PASSED [${NOBODY_SETS_THIS-unset}]")?
+        .prints("/x y z 2 on []")?;
     Ok(())
 }
 

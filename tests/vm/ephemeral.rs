@@ -19,6 +19,7 @@ cases![
     the_snapshot_rung_serves_a_subvolume: [Need::Fs("btrfs")],
     a_plain_directory_on_btrfs_is_ephemeral_too: [Need::Fs("btrfs")],
     an_immutable_file_does_not_keep_the_snapshot: [Need::Fs("btrfs")],
+    each_of_many_has_a_name_of_its_own,
     the_place_of_a_layer_stays_append_only: [Need::Fs("ext4"), Need::Only(Subject::Rspawn)],
     many_ephemeral_containers_run_from_one_tree,
     many_ephemeral_containers_run_from_one_subvolume: [Need::Fs("btrfs")],
@@ -78,6 +79,24 @@ fn an_immutable_file_does_not_keep_the_snapshot(t: &Guest) -> Result<()> {
     let tree = t.tree().probe().subvolume().build()?;
     let script = "echo > /fixed && /probe --make-immutable /fixed && ! rm -f /fixed && echo done";
     t.container(&tree).arg("-x").sh(script)?.prints("done")?;
+    Ok(())
+}
+
+/// I-03.
+fn each_of_many_has_a_name_of_its_own(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("one").build()?;
+    let name = || -> Result<String> {
+        Ok(t.container(&tree).arg("-x").sh("hostname")?.succeeds()?.text().trim().to_owned())
+    };
+    let names = [name()?, name()?];
+    for name in &names {
+        let digits = name.strip_prefix("one-").is_some_and(|digits| {
+            digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+        });
+        ensure!(digits, "it is called {name}");
+    }
+    ensure!(names[0] != names[1], "both are called {}", names[0]);
+    t.container(&tree).args(["-x", "-M", "given"]).sh("hostname")?.prints("given")?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use harness::case::Need;
 use harness::cases;
-use harness::fixture::gpt::kind;
+use harness::fixture::gpt::{flag, kind};
 use harness::fixture::image::{Fs, Image};
 use harness::guest::Guest;
 
@@ -15,6 +15,7 @@ const VFAT: Need = Need::Module("vfat");
 cases![
     the_boot_partition_goes_to_efi_if_that_is_empty: [LOOP, EXT4, MKFS_VFAT, VFAT],
     the_boot_partition_goes_to_boot_if_there_is_no_efi: [LOOP, EXT4, MKFS_VFAT, VFAT],
+    a_boot_partition_without_block_io_is_left_alone: [LOOP, EXT4, MKFS_VFAT, VFAT],
     the_boot_partition_is_left_where_its_place_is_not_empty: [LOOP, EXT4, MKFS_VFAT, VFAT],
     an_extended_boot_partition_has_boot_for_itself: [LOOP, EXT4, MKFS_VFAT, VFAT],
 ];
@@ -38,6 +39,17 @@ fn the_boot_partition_goes_to_efi_if_that_is_empty(t: &Guest) -> Result<()> {
 fn the_boot_partition_goes_to_boot_if_there_is_no_efi(t: &Guest) -> Result<()> {
     let image = with_esp(t, root(t).dir("boot"))?;
     container(t, image.path()).sh(MOUNTED)?.prints("/boot\nend")?;
+    Ok(())
+}
+
+/// IMG-12: firmware is told so to leave it alone, and we are.
+fn a_boot_partition_without_block_io_is_left_alone(t: &Guest) -> Result<()> {
+    let (tree, esp) = (root(t).dir("efi").build()?, holding(t, "esp", "")?);
+    let image = disk(t)
+        .with_flags(kind::ESP, flag::NO_BLOCK_IO, Fs::Vfat, esp.path())
+        .part(kind::ROOT, Fs::Ext4, tree.path())
+        .build()?;
+    container(t, image.path()).sh(MOUNTED)?.prints("end")?;
     Ok(())
 }
 

@@ -306,6 +306,9 @@ fn a_read_only_tree_is_linked_if_it_has_the_place(t: &Guest) -> Result<()> {
     let stand = Stand::new(t, Before::Directory, Some(ID))?;
     stand.untouched(t, &["--read-only"])?;
     stand.refused(t, &["--read-only", "--link-journal=host"], "/var/log")?;
+    // As systemd-nspawn@.service starts each container.
+    stand.untouched(t, &["--read-only", "-j"])?;
+    stand.untouched(t, &["--read-only", "--link-journal=try-host"])?;
     fs::create_dir_all(stand.in_tree())?;
     stand.mounted(t, &["--read-only"])
 }

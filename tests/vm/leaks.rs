@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::container::Container;
 use harness::fixture::tree::Tree;
@@ -18,6 +19,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 cases![
     the_callers_descriptors_are_closed,
     the_callers_credentials_and_signals_are_not_inherited,
+    the_callers_secure_bits_are_not_inherited: [Need::Only(Subject::Rspawn)],
     the_callers_limits_are_not_inherited,
     the_callers_session_is_not_shared,
     the_callers_keys_are_out_of_reach,
@@ -169,6 +171,16 @@ fn the_callers_limits_are_not_inherited(t: &Guest) -> Result<()> {
     .map(|(name, soft, hard)| (name.to_owned(), (soft.to_owned(), hard.to_owned())))
     .collect();
     ensure!(found == expected, "{run}");
+    Ok(())
+}
+
+/// NS-06, capabilities(7): with noroot, root is nobody in particular.
+fn the_callers_secure_bits_are_not_inherited(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    let words = ["setpriv", "--securebits=+noroot", "--inh-caps=+all", "--ambient-caps=+all"];
+    let seen = t.container(&tree).through(&words).observe()?;
+    let (effective, bounding) = (seen.capabilities("CapEff")?, seen.capabilities("CapBnd")?);
+    ensure!(effective == bounding && bounding != 0, "{effective:016x} of {bounding:016x}");
     Ok(())
 }
 

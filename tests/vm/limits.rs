@@ -2,12 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::cases;
-use harness::guest::Guest;
+use harness::guest::{Guest, Subject};
 use rustix::process::{Resource, getrlimit};
 
 cases![
     limits_that_were_asked_for_are_set_exactly,
     a_limit_that_cannot_be_set_stops_the_start,
+    more_than_is_permitted_is_as_much_as_can_be,
+    times_can_have_units,
     the_oom_score_and_the_processors_can_be_chosen,
     a_processor_that_is_not_there_stops_the_start,
     the_personality_can_be_that_of_32_bits,
@@ -32,6 +34,27 @@ fn a_limit_that_cannot_be_set_stops_the_start(t: &Guest) -> Result<()> {
     for (limit, wrong) in [("NOSUCH=1", "NOSUCH"), ("NOFILE=2:1", "2:1"), ("NOFILE=x", "x")] {
         t.container(&tree).arg(format!("--rlimit={limit}")).sh("echo ran")?.fails_with(wrong)?;
     }
+    Ok(())
+}
+
+/// no process may have so many descriptors (proc_sys_fs(5), nr_open).
+fn more_than_is_permitted_is_as_much_as_can_be(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let run = t.container(&tree).arg("--rlimit=NOFILE=infinity").sh("ulimit -Hn")?;
+    let most: u64 = run.succeeds()?.text().trim().parse().context("reading the limit")?;
+    ensure!(most > 0, "it is {most}");
+    let told = run.stderr.contains("RLIMIT_NOFILE") && run.stderr.contains(&most.to_string());
+    ensure!(t.subject() == Subject::Nspawn || told, "it is not told\n{run}");
+    Ok(())
+}
+
+/// R-01, systemd.time(7).
+fn times_can_have_units(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree)
+        .arg("--rlimit=CPU=1min:1h 30s")
+        .sh("ulimit -St; ulimit -Ht")?
+        .prints("60\n3630")?;
     Ok(())
 }
 

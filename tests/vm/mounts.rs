@@ -10,10 +10,13 @@ use rustix::fs::{CWD, FileType, Mode, makedev};
 
 cases![
     api_file_systems_have_their_types_and_flags,
+    memory_is_not_for_one_container_alone,
+    nothing_runs_from_dev: [Need::Only(Subject::Rspawn)],
     the_kernels_settings_cannot_be_written,
     files_of_the_kernel_that_tell_too_much_are_masked,
     cgroups_cannot_be_written,
     nothing_is_shared_with_the_host,
+    what_is_mounted_spreads_inside,
     device_nodes_are_these_and_work,
     devices_are_found_by_their_numbers,
     devices_that_cannot_be_made_are_the_hosts,
@@ -37,8 +40,12 @@ const API: &[(&str, &str, &[&str])] = &[
     ("/sys", "sysfs", &["ro", "nosuid", "nodev", "noexec"]),
     ("/dev", "tmpfs", &["rw", "nosuid"]),
     ("/dev/pts", "devpts", &["rw", "nosuid", "noexec", "gid=5", "mode=620", "ptmxmode=666"]),
+    ("/dev/mqueue", "mqueue", &["rw", "nosuid", "nodev", "noexec"]),
     ("/dev/shm", "tmpfs", &["rw", "nosuid", "nodev"]),
     ("/run", "tmpfs", &["rw", "nosuid", "nodev"]),
+    ("/tmp", "tmpfs", &["rw", "nosuid", "nodev"]),
+    ("/proc/fs", "proc", &["ro"]),
+    ("/proc/irq", "proc", &["ro"]),
 ];
 
 fn api_file_systems_have_their_types_and_flags(t: &Guest) -> Result<()> {
@@ -56,6 +63,27 @@ fn api_file_systems_have_their_types_and_flags(t: &Guest) -> Result<()> {
             ensure!(there, "{on} lacks {flag}: {mount:?}");
         }
     }
+    Ok(())
+}
+
+/// M-05: shares of the memory, but for /dev, in which there is no room for files.
+fn memory_is_not_for_one_container_alone(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let script = "all=$(busybox sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)
+                  for row in /tmp:10 /dev/shm:10 /run:20; do
+                      kib=$(($(stat -f -c '%b * %S / 1024' ${row%:*})))
+                      share=$((kib * 100 / all))
+                      [ $share -ge $((${row#*:} - 1)) ] && [ $share -le ${row#*:} ] || echo ${row%:*}: $share
+                  done; echo $(($(stat -f -c '%b * %S / 1024' /dev)))";
+    t.container(&tree).sh(script)?.prints("4096")?;
+    Ok(())
+}
+
+/// Newer than systemd-nspawn 252, which lets programs run there.
+fn nothing_runs_from_dev(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let script = "cp /bin/busybox /dev/sh; /dev/sh true 2>/dev/null && echo ran; echo done";
+    t.container(&tree).sh(script)?.prints("done")?;
     Ok(())
 }
 
@@ -110,6 +138,19 @@ fn nothing_is_shared_with_the_host(t: &Guest) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// As on a machine that systemd booted: a mount reaches the mount namespaces that were made before.
+fn what_is_mounted_spreads_inside(t: &Guest) -> Result<()> {
+    let tree = t.tree().dir("place").build()?;
+    let script = "busybox mkfifo /tmp/up /tmp/mounted
+                  busybox unshare -m --propagation slave sh -c \
+                      'echo > /tmp/up; read line < /tmp/mounted; [ -e /place/file ] && echo seen' &
+                  read line < /tmp/up
+                  mount -t tmpfs none /place && touch /place/file
+                  echo > /tmp/mounted; wait";
+    t.container(&tree).sh(script)?.prints("seen")?;
     Ok(())
 }
 

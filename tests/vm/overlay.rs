@@ -136,8 +136,8 @@ fn a_read_only_overlay_has_no_upper_layer(t: &Guest) -> Result<()> {
     container(t, &tree)
         .arg(format!("--overlay-ro={low}:{}:/mnt/o", up.path().display()))
         .arg(format!("--overlay-ro={low}::/mnt/p"))
-        .sh("ls /mnt/o /mnt/p; touch /mnt/o/new /mnt/p/new 2>/dev/null || echo refused")?
-        .prints("/mnt/o:\nlow\nup\nwhich\n\n/mnt/p:\nlow\nwhich\nrefused")?;
+        .sh("ls /mnt/o /mnt/p; cat /mnt/o/which; touch /mnt/o/new /mnt/p/new 2>/dev/null || echo refused")?
+        .prints("/mnt/o:\nlow\nup\nwhich\n\n/mnt/p:\nlow\nwhich\nuprefused")?;
     ensure!(hidden(t.scratch())?.is_empty(), "there is a working directory");
     up.listing()?.same_as(&before)
 }

@@ -2,8 +2,10 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::container::Container;
 use harness::fixture::tree::Tree;
@@ -30,6 +32,9 @@ cases![
     the_payload_leads_a_session_of_its_own,
     the_callers_umask_and_signals_stay_outside,
     a_foreign_child_is_reaped,
+    a_caller_that_forgets_its_children_makes_no_difference,
+    what_nohup_has_started_lives_on,
+    a_full_stderr_stops_nothing: [Need::Only(Subject::Rspawn)],
     a_signal_while_setting_up_ends_everything: [] within 60,
 ];
 
@@ -274,6 +279,45 @@ fn the_callers_umask_and_signals_stay_outside(t: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// G-09, RUN-10: the kernel forgets at once how children end where SIGCHLD is ignored (wait(2)).
+fn a_caller_that_forgets_its_children_makes_no_difference(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let caller = ["/bin/sh", "-c", "trap '' CHLD; exec \"$@\"", "sh"];
+    t.container(&tree).through(&caller).sh("exit 5")?.exits(5)?;
+    t.container(&tree).through(&caller).args(["-a", "-x"]).sh("exit 6")?.exits(6)?;
+    Ok(())
+}
+
+/// nohup(1): the hang-up of a terminal is ignored by who was told so.
+fn what_nohup_has_started_lives_on(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let mut running = t
+        .container(&tree)
+        .through(&["/bin/sh", "-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .start("echo up; read line; echo $line; exit 7")?;
+    running.next_line()?;
+    running.signal(Signal::HUP)?;
+    // Whoever takes the signal for an order has followed it by then.
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(!running.has_ended()?, "it has ended");
+    running.end()?.exits(7)?;
+    Ok(())
+}
+
+/// Nobody reads, or there is no room for what is told: the container starts, and ends, as always.
+fn a_full_stderr_stops_nothing(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    for stderr in ["2>/dev/full", "2>&-"] {
+        let script = format!("exec \"$@\" {stderr}");
+        let caller = ["/bin/sh", "-c", &script, "sh"];
+        let container = t.container(&tree).through(&caller).arg("--verbose");
+        container.sh("echo ran; exit 3")?.exits(3)?;
+        let refused = t.container(&tree).through(&caller).arg("--no-such-option").sh("true")?;
+        refused.exits(1)?;
+    }
+    Ok(())
+}
+
 /// G-09: a child that the launcher got from whoever executed it is no zombie for as long as the container runs.
 /// systemd-nspawn 252 leaves it one until the end, a difference.
 fn a_foreign_child_is_reaped(t: &Guest) -> Result<()> {
@@ -285,7 +329,7 @@ fn a_foreign_child_is_reaped(t: &Guest) -> Result<()> {
     running.next_line()?;
     // Its input ends at once, as that of every background command (sh(1p)).
     let launcher = running.pid();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
+    let deadline = std::time::Instant::now() + Duration::from_secs(15);
     while has_zombie(launcher)? {
         ensure!(std::time::Instant::now() < deadline, "a zombie stays");
         std::thread::yield_now();
@@ -310,7 +354,7 @@ fn a_signal_while_setting_up_ends_everything(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     for delay_ms in 0..20 {
         let mut running = t.container(&tree).args(["-x", "-a"]).start("exec sleep 1000")?;
-        std::thread::sleep(std::time::Duration::from_millis(delay_ms * 2));
+        std::thread::sleep(Duration::from_millis(delay_ms * 2));
         running.signal(Signal::TERM)?;
         let run = running.end()?;
         let before_it_listened = run.status.signal() == Some(Signal::TERM.as_raw());

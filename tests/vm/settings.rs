@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use harness::cases;
-use harness::fixture::tree::Tree;
+use harness::fixture::tree::{Builder, Tree};
 use harness::guest::Guest;
 
 cases![
@@ -15,6 +15,10 @@ cases![
     the_mode_decides_whether_the_file_or_the_command_line_wins,
     etc_comes_before_run_and_run_before_the_trees_neighbour,
     a_name_that_is_given_names_the_file,
+    a_link_to_the_tree_names_the_machine_and_the_file,
+    a_masked_file_says_nothing,
+    a_section_without_its_end_stops_the_start,
+    what_is_dropped_stays_dropped_beside_what_is_wrong,
     a_throw_away_run_reads_the_trees_own_file,
     the_administrators_file_may_ask_for_anything,
     a_neighbours_file_cannot_ask_for_rights,
@@ -65,6 +69,53 @@ fn a_file_next_to_the_tree_is_read(t: &Guest) -> Result<()> {
     let _beside =
         write_beside(&tree, "[Exec]\nHostname=from-file\nEnvironment=A=1 'B=two words'\n")?;
     t.container(&tree).sh("hostname; echo $A $B")?.prints("from-file\n1 two words")?;
+    Ok(())
+}
+
+/// NAM-03, G-02: the link's name, as the user knows it, and the link's directory.
+fn a_link_to_the_tree_names_the_machine_and_the_file(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("behind").build()?;
+    let places = Builder::empty(t.scratch()).name("places").link("web", tree.path()).build()?;
+    let link = places.path().join("web");
+    for path in [link.clone(), link.join("."), places.path().join("../places/web/")] {
+        t.container_at(&path).sh("hostname")?.prints("web")?;
+    }
+    let _beside = Written::at(places.path().join("web.nspawn"), "[Exec]\nHostname=from-file\n")?;
+    t.container_at(&link).sh("hostname")?.prints("from-file")?;
+    Ok(())
+}
+
+/// As administrators say that a unit is none.
+fn a_masked_file_says_nothing(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("masked").build()?;
+    let _beside = write_beside(&tree, "[Exec]\nHostname=from-file\n")?;
+    let dir = Path::new("/etc/systemd/nspawn");
+    fs::create_dir_all(dir)?;
+    let mask = dir.join("masked.nspawn");
+    symlink("/dev/null", &mask)?;
+    let mask = Written(mask);
+    t.container(&tree).sh("hostname")?.prints("masked")?;
+    drop(mask);
+    t.container(&tree).sh("hostname")?.prints("from-file")?;
+    Ok(())
+}
+
+/// What follows could have been there to take rights away.
+fn a_section_without_its_end_stops_the_start(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("broken").build()?;
+    let _beside = write_beside(&tree, "[Exec]\nHostname=x\n[Files\nReadOnly=yes\n")?;
+    t.container(&tree).sh("touch /new")?.fails_with("broken.nspawn")?;
+    tree.lacks("new")?;
+    t.container(&tree).arg("--settings=no").sh("echo ran")?.prints("ran")?;
+    Ok(())
+}
+
+/// R13: one wrong word must not give back what the others take.
+fn what_is_dropped_stays_dropped_beside_what_is_wrong(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("dropped").probe().build()?;
+    let _beside = write_beside(&tree, "[Exec]\nDropCapability=CAP_BOGUS CAP_CHOWN\n")?;
+    let bounding = t.container(&tree).observe()?.capabilities("CapBnd")?;
+    ensure!(bounding & 1 == 0, "CAP_CHOWN is there: {bounding:016x}");
     Ok(())
 }
 

@@ -343,7 +343,7 @@ fn a_reboot_keeps_or_resets_a_snapshot(t: &Guest) -> Result<()> {
 /// What was kept in a directory, taken out of it.
 fn take_kept(place: &Path) -> Result<Option<std::path::PathBuf>> {
     let mut kept = entries(place)?;
-    kept.retain(|path| path.display().to_string().contains("tree.kept-"));
+    kept.retain(|path| path.display().to_string().contains(".kept-"));
     ensure!(kept.len() <= 1, "there is {kept:?}");
     Ok(kept.pop())
 }

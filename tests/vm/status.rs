@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::fixture::container::{Container, Run};
+use harness::fixture::tree::Tree;
 use harness::guest::{Guest, Subject};
 use serde_json::{Value, json};
 
@@ -35,6 +36,11 @@ fn events(t: &Guest, container: &Container, script: &str) -> Result<(Run, Vec<Va
         }
     }
     Ok((run, events))
+}
+
+/// A throw-away run has a name that nobody knows before, unless it is given one.
+fn named(t: &Guest, tree: &Tree) -> Container {
+    t.container(tree).args(["-M", "tree"])
 }
 
 fn started(root: &str) -> Value {
@@ -74,10 +80,10 @@ fn the_rung_of_a_throw_away_layer_is_told(t: &Guest) -> Result<()> {
         return Ok(());
     }
     let tree = t.tree().build()?;
-    let (run, events) = events(t, &t.container(&tree).arg("--ephemeral=overlay"), "true")?;
+    let (run, events) = events(t, &named(t, &tree).arg("--ephemeral=overlay"), "true")?;
     run.succeeds()?;
     ensure!(events.first() == Some(&started("overlay")), "told {events:?}");
-    let (run, events) = self::events(t, &t.container(&tree).arg("-x"), "true")?;
+    let (run, events) = self::events(t, &named(t, &tree).arg("-x"), "true")?;
     run.succeeds()?;
     let why = format!("subvolume snapshot in {}: not a subvolume of btrfs", t.scratch().display());
     let mut expected = started("overlay");

@@ -104,6 +104,7 @@ fn the_owner_of_the_tree_shows_the_range(t: &Guest) -> Result<()> {
     let tree = given(t.tree())?;
     let yes = t.container(&tree).arg("--private-users=yes");
     yes.sh(MAP)?.prints(&map(BASE, 65536))?;
+    t.container(&tree).arg("--private-users").sh(MAP)?.prints(&map(BASE, 65536))?;
     std::os::unix::fs::chown(tree.path(), Some(BASE + 7), Some(0)).context("changing the owner")?;
     let run = yes.sh("echo ran")?;
     run.fails_with("")?;

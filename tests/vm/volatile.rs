@@ -7,9 +7,12 @@ use harness::fixture::image::Fs;
 use harness::guest::{Guest, Subject};
 
 use crate::image::{EXT4, LOOP, container as image_container, disk, holding, plain, root};
+use crate::integration;
 
 cases![
     yes_keeps_only_usr,
+    yes_and_overlay_get_the_hosts_configuration,
+    yes_has_room_for_devices,
     yes_shows_what_is_mounted_below_usr,
     yes_needs_a_merged_usr,
     yes_needs_a_usr,
@@ -44,6 +47,36 @@ fn yes_keeps_only_usr(t: &Guest) -> Result<()> {
         )?
         .prints("kept755\nusr/bin")?;
     t.container(&tree).arg("--volatile").sh("! test -e /var/old && echo done")?.prints("done")?;
+    Ok(())
+}
+
+/// VOL-05: what they have for /etc can be written to, so it is as with any other tree.
+fn yes_and_overlay_get_the_hosts_configuration(t: &Guest) -> Result<()> {
+    let host = integration::host(t).build()?;
+    let tree = t
+        .tree()
+        .file("etc/resolv.conf", "of the tree\n")
+        .file("usr/share/zoneinfo/Area/City", "zone\n")
+        .file("usr/share/zoneinfo/Old/City", "old\n")
+        .link("etc/localtime", "../usr/share/zoneinfo/Old/City")
+        .build()?;
+    for mode in ["yes", "overlay"] {
+        integration::on(&host, t.container(&tree))
+            .arg(format!("--volatile={mode}"))
+            .sh("cat /etc/resolv.conf /etc/localtime; echo >> /etc/resolv.conf")?
+            .prints("host\nzone")?;
+    }
+    ensure!(tree.read("etc/resolv.conf")? == "of the tree\n", "the tree was changed");
+    Ok(())
+}
+
+/// VOL-01: as in any other root, nodes that the container's cgroup allows can be opened.
+fn yes_has_room_for_devices(t: &Guest) -> Result<()> {
+    let tree = tree(t)?;
+    t.container(&tree)
+        .arg("--volatile=yes")
+        .sh("mknod /node c 1 3 && echo > /node && echo opened")?
+        .prints("opened")?;
     Ok(())
 }
 

@@ -113,8 +113,8 @@ impl Resource {
     /// What the kernel counts, for an error about this resource.
     fn unit(self) -> &'static str {
         match self {
-            Self::Cpu => "seconds",
-            Self::Rttime => "microseconds",
+            Self::Cpu => "seconds, or with a unit, such as 2min",
+            Self::Rttime => "microseconds, or with a unit, such as 500ms",
             Self::Nice => "1 to 40, or +NICE or -NICE",
             _ if self.is_size() => "bytes, such as 64M",
             _ => "a number",
@@ -144,6 +144,41 @@ impl fmt::Display for Resource {
     }
 }
 
+/// In microseconds.
+const SECOND: u64 = 1_000_000;
+
+/// Units of spans of time (systemd.time(7), PARSING TIME SPANS), in microseconds.
+const UNITS: [(&[&str], u64); 7] = [
+    (&["us", "usec"], 1),
+    (&["ms", "msec"], 1000),
+    (&["s", "sec", "second", "seconds"], SECOND),
+    (&["m", "min", "minute", "minutes"], 60 * SECOND),
+    (&["h", "hr", "hour", "hours"], 3600 * SECOND),
+    (&["d", "day", "days"], 86_400 * SECOND),
+    (&["w", "week", "weeks"], 604_800 * SECOND),
+];
+
+/// A span of time: numbers with units, which are added up; one without a unit counts in `default`.
+fn microseconds(text: &str, default: u64) -> Option<u64> {
+    let mut sum = None;
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (number, after) = rest.split_at(end);
+        let after = after.trim_start();
+        let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let (word, after) = after.split_at(end);
+        let unit = match word {
+            "" => default,
+            _ => UNITS.iter().find(|(names, _)| names.contains(&word))?.1,
+        };
+        let span = parse_digits::<u64>(number)?.checked_mul(unit)?;
+        sum = Some(u64::checked_add(sum.unwrap_or(0), span)?);
+        rest = after.trim_start();
+    }
+    sum
+}
+
 /// One bound of a resource, in the unit of setrlimit(2); the largest number is "infinity".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Limit(pub u64);
@@ -165,6 +200,8 @@ impl Limit {
                 parse_digits::<u64>(&text[1..]).filter(|nice| *nice <= 20).map(|nice| 20 + nice)
             }
             (Resource::Nice, _) => parse_digits(text).filter(|nice| *nice <= 40),
+            (Resource::Cpu, _) => microseconds(text, SECOND).map(|span| span.div_ceil(SECOND)),
+            (Resource::Rttime, _) => microseconds(text, 1),
             _ if resource.is_size() => text.parse().ok().map(|Bytes(size)| size),
             _ => parse_digits(text),
         };

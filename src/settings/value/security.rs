@@ -20,7 +20,7 @@ pub enum CapList {
 impl FromStr for CapList {
     type Err = Wrong;
 
-    /// The prefix `CAP_` may be missing and the case is free, as in systemd.
+    /// The prefix `CAP_` may be missing and the case is free, and a number will do, as in systemd.
     fn from_str(text: &str) -> Result<Self, Wrong> {
         let separator = |c: char| c == ',' || c.is_ascii_whitespace();
         let mut these = Vec::new();
@@ -30,10 +30,11 @@ impl FromStr for CapList {
                 all = true;
                 continue;
             }
-            let upper = word.to_ascii_uppercase();
-            let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-            let wrong = |_| Wrong::new(word, "a capability, such as CAP_NET_ADMIN, or all");
-            these.push(name.parse().map_err(wrong)?);
+            these.push(
+                by_number(word).or_else(|| by_name(word)).ok_or_else(|| {
+                    Wrong::new(word, "a capability, such as CAP_NET_ADMIN, or all")
+                })?,
+            );
         }
         match (all, these.is_empty()) {
             (true, _) => Ok(Self::All),
@@ -41,6 +42,18 @@ impl FromStr for CapList {
             (false, true) => Err(Wrong::new(text, "a capability, such as CAP_NET_ADMIN, or all")),
         }
     }
+}
+
+/// As capabilities(7) numbers them.
+fn by_number(word: &str) -> Option<Capability> {
+    let number: u8 = word.parse().ok()?;
+    caps::all().into_iter().find(|capability| capability.index() == number)
+}
+
+fn by_name(word: &str) -> Option<Capability> {
+    let upper = word.to_ascii_uppercase();
+    let name = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+    name.parse().ok()
 }
 
 impl fmt::Display for CapList {

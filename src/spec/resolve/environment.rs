@@ -2,12 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 
-use anyhow::{Context, Result};
-
 use super::process;
 use crate::console::mode::Wiring;
 use crate::credentials;
-use crate::errors::hinted;
 use crate::host::Host;
 use crate::settings::Settings;
 use crate::settings::value::VariableName;
@@ -35,7 +32,7 @@ pub(super) fn of_payload(
     knobs: &Knobs,
     start: &Start,
     wiring: &Wiring,
-) -> Result<Vec<(String, String)>> {
+) -> Vec<(String, String)> {
     let mut variables = Vec::new();
     let mut set = |name: &str, value: String| {
         variables.retain(|(old, _): &(String, String)| old != name);
@@ -73,16 +70,12 @@ pub(super) fn of_payload(
         let name = entry.name.to_string();
         let value = match &entry.value {
             Some(value) => value.clone(),
-            None => of_caller(&name).with_context(|| {
-                hinted(
-                    format!("--setenv={name}: the variable is not set here"),
-                    "give it a value: --setenv=NAME=VALUE",
-                )
-            })?,
+            // Empty where the caller has none, as with systemd-nspawn: scripts pass http_proxy on so.
+            None => of_caller(&name).unwrap_or_default(),
         };
         set(&name, value);
     }
-    Ok(variables)
+    variables
 }
 
 /// The arguments of an init, without those that become its environment (E-02).

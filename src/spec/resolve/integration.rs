@@ -3,15 +3,24 @@
 use crate::integration::{Integration, Journal, NameServers, Source, TimeZone, Way};
 use crate::root::{Access, RootSpec};
 use crate::settings::Settings;
-use crate::settings::value::{LinkJournal, ResolvConf, Timezone};
+use crate::settings::value::{LinkJournal, ResolvConf, Timezone, Volatile};
 use crate::spec::Network;
 
 pub(super) fn integration(settings: &Settings, root: &RootSpec, network: Network) -> Integration {
-    let access = root.access();
+    let access = access_to_etc(settings, root);
     Integration {
         name_servers: name_servers(settings.resolv_conf.or(ResolvConf::Auto), network, access),
         time_zone: time_zone(settings.timezone.or(Timezone::Auto), access),
         journal: journal(settings.link_journal.or(LinkJournal::Auto), root),
+    }
+}
+
+/// Whether /etc can be written to: `--volatile=yes` and `overlay` have a new one over a root that is only read (VOL-05).
+fn access_to_etc(settings: &Settings, root: &RootSpec) -> Access {
+    match settings.volatile.or(Volatile::No) {
+        Volatile::Yes => Access::Write,
+        Volatile::Overlay if !settings.read_only.is_yes() => Access::Write,
+        Volatile::Overlay | Volatile::State | Volatile::No => root.access(),
     }
 }
 

@@ -44,7 +44,13 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     if !host.is_root && matches!(source, root::Source::Image(_)) {
         bail!(hinted("a disk image needs root", rootless::NO_IMAGES));
     }
-    let machine = root::machine(settings, &source)?.to_string();
+    let named = root::as_named(settings, &source, host);
+    let machine = root::machine(settings, &source, &named)?;
+    let is_ephemeral = settings.ephemeral.value().copied().flatten().is_some();
+    let machine = match is_ephemeral && !settings.machine.is_said() {
+        true => root::one_of_many(&machine)?,
+        false => machine.to_string(),
+    };
     let volatile = settings.volatile.or(Volatile::No);
     // What is kept of the tree in such a mode is only read (I-08).
     let read_only = settings.read_only.is_yes() || volatile != Volatile::No;
@@ -72,7 +78,7 @@ pub fn resolve(settings: &Settings, host: &Host) -> Result<Spec> {
     Ok(Spec {
         hostname,
         integration: integration::integration(settings, &root, network),
-        environment: environment::of_payload(settings, host, &knobs, &start, &wiring)?,
+        environment: environment::of_payload(settings, host, &knobs, &start, &wiring),
         uuid: settings.uuid.value().map(|id| id.dashed()),
         root,
         pivot: settings.pivot_root.value().cloned(),

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::errors::hinted;
 use crate::host::Host;
@@ -58,7 +59,7 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<Source> {
         let path = existing(Path::new("."), "the working directory", "directory", host)?;
         return Ok(Source::Directory(path));
     };
-    if let Some(found) = machine_named(machine, host) {
+    if let Some((_, found)) = machine_named(machine, host) {
         return Ok(found);
     }
     bail!(hinted(
@@ -70,8 +71,8 @@ pub(super) fn source(settings: &Settings, host: &Host) -> Result<Source> {
     ))
 }
 
-/// The directory or image of this name among the machines.
-fn machine_named(machine: &MachineName, host: &Host) -> Option<Source> {
+/// The directory or image of this name among the machines: where it was found, and what that is.
+fn machine_named(machine: &MachineName, host: &Host) -> Option<(PathBuf, Source)> {
     let mut candidates = MACHINES.into_iter().flat_map(|dir| {
         let path = Path::new(dir).join(machine.as_str());
         let image = Path::new(dir).join(format!("{machine}{IMAGE_SUFFIX}"));
@@ -79,11 +80,29 @@ fn machine_named(machine: &MachineName, host: &Host) -> Option<Source> {
     });
     candidates.find_map(|candidate| {
         let path = (host.canonical)(candidate.path()).ok()?;
+        let place = candidate.path().to_owned();
         Some(match candidate {
-            Source::Image(_) => Source::Image(path),
-            _ => Source::Directory(path),
+            Source::Image(_) => (place, Source::Image(path)),
+            _ => (place, Source::Directory(path)),
         })
     })
+}
+
+/// The path by which it was named, absolute, where that is a link to the directory or image: the machine is called after
+/// the link, and its settings file lies beside it.
+pub(super) fn as_named(settings: &Settings, source: &Source, host: &Host) -> PathBuf {
+    let ephemeral = settings.ephemeral.value().copied().flatten().is_some();
+    let template = settings.template.value().filter(|_| ephemeral);
+    let said = settings.image.value().or(template).or(settings.directory.value());
+    let machine = || Some(machine_named(settings.machine.value()?, host)?.0);
+    let said = match said {
+        Some(said) => absolute(said, host).ok(),
+        None => machine(),
+    };
+    // What ends in `..` names no link.
+    let place = said.as_deref().and_then(|said| Some((said.parent()?, said.file_name()?)));
+    let place = place.and_then(|(dir, name)| Some((host.canonical)(dir).ok()?.join(name)));
+    place.unwrap_or_else(|| source.path().to_owned())
 }
 
 /// The directory that a template fills: the one that was named, or that of the machine (CLI-05).
@@ -93,11 +112,11 @@ fn to_fill(settings: &Settings, host: &Host) -> Result<PathBuf> {
     }
     let machine = settings.machine.value().context("a bug in rspawn: nothing to fill")?;
     match machine_named(machine, host) {
-        Some(Source::Image(image)) => bail!(hinted(
+        Some((_, Source::Image(image))) => bail!(hinted(
             format!("--template=: the machine \"{machine}\" is an image, {}", image.display()),
             "a template fills a directory; name one with -D",
         )),
-        Some(found) => Ok(found.path().to_owned()),
+        Some((_, found)) => Ok(found.path().to_owned()),
         None => canonical_if_it_exists(&Path::new(MACHINES[0]).join(machine.as_str()), host),
     }
 }
@@ -145,15 +164,16 @@ fn existing(path: &Path, option: &str, what: &str, host: &Host) -> Result<PathBu
 /// (NAM-05, G-04).
 pub fn machine_of(settings: &Settings, host: &Host) -> Option<(MachineName, PathBuf)> {
     let source = source(settings, host).ok()?;
-    Some((machine(settings, &source).ok()?, source.path().to_owned()))
+    let named = as_named(settings, &source, host);
+    Some((machine(settings, &source, &named).ok()?, named))
 }
 
 /// The name that was given, or one that is made of the last component of the path (NAM-03).
-pub(super) fn machine(settings: &Settings, source: &Source) -> Result<MachineName> {
+pub(super) fn machine(settings: &Settings, source: &Source, named: &Path) -> Result<MachineName> {
     if let Some(name) = settings.machine.value() {
         return Ok(name.clone());
     }
-    let component = source.path().file_name().and_then(|name| name.to_str());
+    let component = named.file_name().and_then(|name| name.to_str());
     let component = match source {
         Source::Directory(_) | Source::Template { .. } => component,
         Source::Image(_) => component.map(|name| name.strip_suffix(IMAGE_SUFFIX).unwrap_or(name)),
@@ -167,10 +187,20 @@ pub(super) fn machine(settings: &Settings, source: &Source) -> Result<MachineNam
     match name {
         Some(name) => Ok(name),
         None => bail!(hinted(
-            format!("no machine name can be made of \"{}\"", source.path().display()),
+            format!("no machine name can be made of \"{}\"", named.display()),
             "give one with -M",
         )),
     }
+}
+
+/// A name for one of several machines that run from one source at once (I-03).
+pub(super) fn one_of_many(name: &MachineName) -> Result<String> {
+    /// Of a host name, sethostname(2), without what is added.
+    const ROOM: usize = 64 - "-0123456789abcdef".len();
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty()).context("asking for random bytes")?;
+    let name = &name.as_str()[..name.as_str().len().min(ROOM)];
+    Ok(format!("{}-{:016x}", name.trim_end_matches(['.', '-']), u64::from_ne_bytes(random)))
 }
 
 pub(super) fn root(

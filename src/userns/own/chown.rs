@@ -40,26 +40,39 @@ pub(super) fn below_and_itself(top: BorrowedFd<'_>, base: Base, shows: bool) -> 
         base,
         device: stat.st_dev,
         links: Some(Links::since(&stat)),
-        read_only: Vec::new(),
+        read_only: Kept::default(),
         shown: Shown::new(shows),
     };
     walk::below(top, &mut owners)?;
     owners.give_linked(top)?;
     let Owners { read_only, shown, .. } = owners;
     drop(shown);
-    if let Some(text) = listed(&read_only) {
-        warn(format_args!("{text} kept its owner, since its subvolume is read-only"));
-    }
+    read_only.tell("its subvolume is read-only");
     change(top, &stat, base).context("changing the owner of the top directory")
 }
 
-/// The first of some paths, and how many more there are.
-fn listed(paths: &[PathBuf]) -> Option<String> {
-    let first = paths.iter().min()?;
-    Some(match paths.len() - 1 {
-        0 => format!("{first:?}"),
-        more => format!("{first:?} and {more} more"),
-    })
+/// Files that kept their owners.
+#[derive(Default)]
+struct Kept {
+    count: u64,
+    /// The first of them by name.
+    first: Option<PathBuf>,
+}
+
+impl Kept {
+    fn add(&mut self, path: PathBuf) {
+        self.count += 1;
+        self.first = self.first.take().into_iter().chain([path]).min();
+    }
+
+    fn tell(&self, why: &str) {
+        let Some(first) = &self.first else { return };
+        let more = match self.count - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        warn(format_args!("{first:?}{more} kept its owner, since {why}"));
+    }
 }
 
 struct Owners {
@@ -69,7 +82,7 @@ struct Owners {
     /// Until they are given away.
     links: Option<Links>,
     /// What is in subvolumes that can only be read.
-    read_only: Vec<PathBuf>,
+    read_only: Kept,
     shown: Shown,
 }
 
@@ -85,7 +98,7 @@ impl Owners {
         let path = path();
         let is_read_only = error.downcast_ref::<Errno>() == Some(&Errno::ROFS);
         if is_read_only && stat.st_dev != self.device {
-            self.read_only.push(path);
+            self.read_only.add(path);
             return Ok(());
         }
         Err(error.context(format!("changing the owner of {path:?}")))
@@ -96,18 +109,15 @@ impl Owners {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let Some(links) = self.links.take() else { return Ok(()) };
         let (ours, others) = links.sorted((now.tv_sec, now.tv_nsec));
-        let mut left: Vec<_> = others.into_iter().flat_map(|linked| linked.paths).collect();
+        let mut kept = Kept::default();
+        others.into_iter().flat_map(|linked| linked.paths).for_each(|path| kept.add(path));
         for linked in ours {
             if !self.change_linked(top, &linked)? {
-                left.extend(linked.paths);
+                linked.paths.into_iter().for_each(|path| kept.add(path));
             }
             self.shown.step();
         }
-        if let Some(text) = listed(&left) {
-            warn(format_args!(
-                "{text} kept its owner, since it may have names outside of the tree"
-            ));
-        }
+        kept.tell("it may have names outside of the tree");
         Ok(())
     }
 
