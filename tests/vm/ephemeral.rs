@@ -19,6 +19,7 @@ cases![
     the_snapshot_rung_serves_a_subvolume: [Need::Fs("btrfs")],
     a_plain_directory_on_btrfs_is_ephemeral_too: [Need::Fs("btrfs")],
     an_immutable_file_does_not_keep_the_snapshot: [Need::Fs("btrfs")],
+    an_immutable_file_does_not_keep_the_copy: [Need::Fs("ext4"), Need::Only(Subject::Rspawn)],
     each_of_many_has_a_name_of_its_own,
     the_place_of_a_layer_stays_append_only: [Need::Fs("ext4"), Need::Only(Subject::Rspawn)],
     many_ephemeral_containers_run_from_one_tree,
@@ -77,10 +78,20 @@ fn rung(t: &Guest, builder: harness::fixture::tree::Builder, fs: &str) -> Result
 /// Defect 15 of systemd-nspawn 252.
 fn an_immutable_file_does_not_keep_the_snapshot(t: &Guest) -> Result<()> {
     let tree = t.tree().probe().subvolume().build()?;
-    let script = "echo > /fixed && /probe --make-immutable /fixed && ! rm -f /fixed && echo done";
-    t.container(&tree).arg("-x").sh(script)?.prints("done")?;
+    t.container(&tree).arg("-x").sh(MAKE_IMMUTABLE)?.prints("done")?;
     Ok(())
 }
+
+/// The same where each file is removed by itself.
+fn an_immutable_file_does_not_keep_the_copy(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    t.container(&tree).arg("--ephemeral=copy").sh(MAKE_IMMUTABLE)?.prints("done")?;
+    ensure!(entries(t.scratch())? == [tree.path()], "there is {:?}", entries(t.scratch()));
+    Ok(())
+}
+
+const MAKE_IMMUTABLE: &str =
+    "echo > /fixed && /probe --make-immutable /fixed && ! rm -f /fixed && echo done";
 
 /// I-03.
 fn each_of_many_has_a_name_of_its_own(t: &Guest) -> Result<()> {
