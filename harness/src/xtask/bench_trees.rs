@@ -240,9 +240,16 @@ impl Bench<'_> {
 
     fn make_tree(&self, fs: &str, tree: &Path, files: usize) -> Result<()> {
         if fs == "btrfs" {
+            // It is unpacked into a directory that is made for it.
+            let unpacked = tree.with_extension("unpacked");
+            userland::unpack(self.tar, &unpacked)?;
             tool::output(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(tree))?;
+            let all = unpacked.join(".");
+            tool::output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(all).arg(tree))?;
+            remove(&unpacked)?;
+        } else {
+            userland::unpack(self.tar, tree)?;
         }
-        userland::unpack(self.tar, tree)?;
         let data = vec![7; DATA_BYTES];
         for number in 0..files {
             let dir = tree.join(format!("srv/many/{}", number / FILES_IN_DIRECTORY));
