@@ -132,7 +132,7 @@ fn plan(owner: Owner, map: &IdMap, ownership: Ownership) -> Result<Plan> {
 /// `access` is whether its files may be changed, `shows` whether the user sees how far that is.
 ///
 /// # Errors
-/// When the way that was asked for is not open, with [`OnlyRead`] in the chain if nothing else is in its way; or when
+/// When the way that was asked for is not open, with `OnlyRead` in the chain if nothing else is in its way; or when
 /// the tree is half changed and is to be used as it is.
 pub fn settle(
     mount: BorrowedFd<'_>,
