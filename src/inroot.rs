@@ -76,18 +76,16 @@ impl InRoot {
     /// # Errors
     /// What openat2(2) says; and that it is no regular file.
     pub fn open_regular(&self, path: &Path) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let mut file = None;
-        // What has taken its place meanwhile is looked at too.
-        for flags in [OFlags::PATH, flags] {
+        let regular = |flags| -> io::Result<OwnedFd> {
             let found = self.open(path, Links::Inside, flags)?;
-            let stat = rustix::fs::fstat(&found)?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Err(io::Error::other("it is no regular file"));
+            match file_type(&found)? {
+                FileType::RegularFile => Ok(found),
+                _ => Err(io::Error::other("it is no regular file")),
             }
-            file = Some(found);
-        }
-        Ok(file.expect("it was opened twice"))
+        };
+        regular(OFlags::PATH)?;
+        // What has taken its place meanwhile is looked at too.
+        regular(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
     }
 
     /// Whether something is at `path`; for a dangling link, no.

@@ -119,10 +119,10 @@ fn unlink(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<(), Errno>
         other => return other,
     }
     let parent = held::release(dir)?;
-    let file = walk::open(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
-    held::release(file.as_fd())?;
-    let done = unlinkat(dir, name, flags);
-    // It may be the host's own directory, which stays.
+    let done = walk::open(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)
+        .and_then(|file| held::release(file.as_fd()))
+        .and_then(|_| unlinkat(dir, name, flags));
+    // It may be the host's own directory, which stays, whatever came of that.
     parent.map_or(Ok(()), |parent| parent.hold())?;
     done
 }
