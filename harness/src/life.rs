@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -93,6 +94,9 @@ impl Runner<'_> {
         let mut case_since = Instant::now();
         let mut heard = Instant::now();
         loop {
+            if self.stopped.load(Ordering::Relaxed) && watch.running().is_none() {
+                return Ok((reports, End::InCase));
+            }
             let Started { inputs, .. } = &alive.started;
             let input = next_input(inputs, &watch, &limits, heard, case_since);
             heard = Instant::now();
@@ -145,7 +149,7 @@ impl Runner<'_> {
                     if silent_kvm {
                         self.human
                             .line("accel    kvm booted nothing within 10 s; going on with tcg");
-                        self.kvm_is_dead.store(true, std::sync::atomic::Ordering::Relaxed);
+                        self.kvm_is_dead.store(true, Ordering::Relaxed);
                         accel::remember_silence(self.workspace)?;
                     }
                     // A panicking guest still prints, and resets right after: give it the time. A silent one has had

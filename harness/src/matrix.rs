@@ -1,6 +1,7 @@
 //! What runs where: cases times cells, decided before anything boots. Pure.
 //!
-//! A case runs in one cell per kernel and subject: the default file system's, or that of the file system it needs.
+//! A case runs in one cell per kernel and subject: the default file system's, or that of the file system it needs. One
+//! that needs none runs on each that the user names.
 //! What no cell can run is an error of the run, never a silent skip.
 
 use std::collections::BTreeMap;
@@ -47,7 +48,7 @@ pub struct Axes<'a> {
     pub lane_fs: &'a [String],
     /// See [`Lane::every_fs`].
     pub every_fs: bool,
-    /// File systems that the user restricts it to; all when empty.
+    /// File systems that the user names; the lane's when empty.
     pub fs: &'a [String],
     /// Launchers.
     pub subjects: &'a [Subject],
@@ -187,8 +188,8 @@ fn belongs(case: &Listing, cell: &Cell, axes: &Axes<'_>) -> bool {
     }
     match wanted_fs(case) {
         Some(kind) => *kind == cell.fs,
-        None if axes.every_fs => axes.fs.is_empty() || axes.fs.contains(&cell.fs),
-        None => axes.lane_fs.first() == Some(&cell.fs),
+        None if !axes.fs.is_empty() => axes.fs.contains(&cell.fs),
+        None => axes.every_fs || axes.lane_fs.first() == Some(&cell.fs),
     }
 }
 
@@ -415,6 +416,18 @@ mod tests {
         let one = plan(&cases, &Axes { fs: &["ext4".to_owned()], ..every });
         assert_eq!(shape(&one), ["new ext4 a"]);
         assert_eq!(one.skips.len(), 1);
+    }
+
+    /// A failure on btrfs is looked at with --fs btrfs, whatever the lane.
+    #[test]
+    fn a_file_system_that_the_user_names_is_where_cases_run() {
+        let cases = [case("a", &[]), case("x", &[ListedNeed::Fs("ext4".to_owned())])];
+        let (kernels, fs) = (&kernels()[..1], &fs());
+        let named = plan(&cases, &Axes { fs: &["btrfs".to_owned()], ..on(kernels, fs) });
+        assert_eq!(shape(&named), ["new btrfs a"]);
+        assert_eq!(named.skips[0].code, SkipCode::LaneExcluded);
+        let both = plan(&cases, &Axes { fs, ..on(kernels, fs) });
+        assert_eq!(shape(&both), ["new ext4 a+x", "new btrfs a"]);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct RunOptions {
     pub keep: Keep,
     /// Whether a person gets a shell in the guest in which a case failed.
     pub shell_on_failure: bool,
+    /// Whether nothing more is started after a failure.
+    pub fail_fast: bool,
 }
 
 /// What all guests of a run share.
@@ -80,11 +82,16 @@ pub struct Runner<'a> {
     pub human: &'a Human,
     /// Set when KVM turned out not to boot anything.
     pub kvm_is_dead: AtomicBool,
+    /// Set when nothing more is to be started.
+    pub stopped: AtomicBool,
     /// Number of the next guest.
     pub next_guest: AtomicUsize,
     /// Held while a guest boots under TCG.
     pub boot: Mutex<()>,
 }
+
+/// Why cases were not run that [`RunOptions::fail_fast`] kept from it.
+pub const STOPPED: &str = "another case failed before, and --fail-fast was given";
 
 /// A case's end and where it ran.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -149,6 +156,11 @@ impl Runner<'_> {
         let mut attempt = 0;
         let _memory = self.budget.take(memory_mib(job));
         while !left.is_empty() {
+            if self.stopped.load(Ordering::Relaxed) {
+                let verdict = Verdict::NotRun { why: STOPPED.to_owned() };
+                report_all(job, &mut left, &verdict, self.dir, &mut end);
+                break;
+            }
             let number = self.next_guest.fetch_add(1, Ordering::Relaxed);
             let dir =
                 self.dir.join(format!("{number:02}-{}", job.cell.to_string().replace(' ', "-")));
@@ -163,7 +175,9 @@ impl Runner<'_> {
             for report in reports {
                 let reopen = reopen.clone().filter(|_| report.verdict != Verdict::Passed);
                 let (cell, logs) = (job.cell.clone(), dir.clone());
-                end.reports.push(Located { cell, report, logs, reopen });
+                let located = Located { cell, report, logs, reopen };
+                self.stop_after(&located);
+                end.reports.push(located);
             }
             let why = match how {
                 End::Restart(_) if boot < MOST_RESTARTS => {
@@ -174,7 +188,7 @@ impl Runner<'_> {
                     let verdict = Verdict::Failed {
                         chain: vec![format!("{how}, {MOST_RESTARTS} times and once more")],
                     };
-                    self.report_all(job, &mut left, &verdict, &dir, &mut end);
+                    self.tell_all(report_all(job, &mut left, &verdict, &dir, &mut end));
                     continue;
                 }
                 End::InCase => continue,
@@ -190,7 +204,7 @@ impl Runner<'_> {
             }
             if attempt == INFRASTRUCTURE_RETRIES {
                 let verdict = Verdict::NotRun { why: why.clone() };
-                self.report_all(job, &mut left, &verdict, &dir, &mut end);
+                self.tell_all(report_all(job, &mut left, &verdict, &dir, &mut end));
                 end.infrastructure.push(why);
             } else {
                 attempt += 1;
@@ -219,26 +233,17 @@ impl Runner<'_> {
         self.live(assignment, carried.insert(scratch))
     }
 
-    /// Gives all that is left of a job one verdict.
-    fn report_all(
-        &self,
-        job: &Job,
-        left: &mut Vec<Listing>,
-        verdict: &Verdict,
-        dir: &Path,
-        end: &mut JobEnd,
-    ) {
-        for Listing { name: case, .. } in left.drain(..) {
-            let report = CaseReport {
-                case,
-                verdict: verdict.clone(),
-                duration_ms: 0,
-                output: String::new(),
-                console: Vec::new(),
-            };
-            self.human.case(&job.cell, &report);
-            let (cell, logs) = (job.cell.clone(), dir.to_owned());
-            end.reports.push(Located { cell, report, logs, reopen: None });
+    fn tell_all(&self, reports: &[Located]) {
+        for located in reports {
+            self.human.case(&located.cell, &located.report);
+            self.stop_after(located);
+        }
+    }
+
+    /// Lets no more be started if this is a failure and one is enough.
+    fn stop_after(&self, located: &Located) {
+        if self.options.fail_fast && !located.is_fine(self.differences) {
+            self.stopped.store(true, Ordering::Relaxed);
         }
     }
 
@@ -270,6 +275,24 @@ impl Runner<'_> {
             keep => keep,
         }
     }
+}
+
+/// Gives all that is left of a job one verdict; what was added.
+fn report_all<'a>(
+    job: &Job,
+    left: &mut Vec<Listing>,
+    verdict: &Verdict,
+    dir: &Path,
+    end: &'a mut JobEnd,
+) -> &'a [Located] {
+    let before = end.reports.len();
+    for Listing { name: case, .. } in left.drain(..) {
+        let (verdict, output, console) = (verdict.clone(), String::new(), Vec::new());
+        let report = CaseReport { case, verdict, duration_ms: 0, output, console };
+        let (cell, logs) = (job.cell.clone(), dir.to_owned());
+        end.reports.push(Located { cell, report, logs, reopen: None });
+    }
+    &end.reports[before..]
 }
 
 fn memory_mib(job: &Job) -> u32 {

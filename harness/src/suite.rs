@@ -3,6 +3,7 @@
 //! in a directory, for runs that do not build ([`keep`]).
 
 use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -40,9 +41,12 @@ pub fn build(workspace: &Workspace) -> Result<Suite> {
     let project = workspace.project();
     // Guests spend no time in this package, whose optimising everybody would wait for.
     let quickly = "--config=profile.release.package.harness.opt-level=1";
-    let what = ["--quiet", quickly, "--bin", project.program, "--test", project.suite];
+    // The first time takes minutes, of which cargo tells what it is at.
+    let quiet = target_dir.exists() && !std::io::stderr().is_terminal();
+    let what = [quickly, "--bin", project.program, "--test", project.suite];
     let mut cargo = static_build::cargo(workspace, &target_dir, &what)?;
     cargo
+        .args(quiet.then_some("--quiet"))
         .env("CARGO_PROFILE_RELEASE_LTO", "false")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     let printed = tool::text(&mut cargo).context("building the suite for the guest")?;

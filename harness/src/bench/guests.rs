@@ -143,7 +143,10 @@ impl Bench<'_> {
         let ready_cpu = qemu.processor_time().context("reading QEMU's processor time")?;
         let mut command = || {
             let begun = Instant::now();
-            channel.order(Order::Command { words: COMMAND.map(str::to_owned).to_vec() })?;
+            channel.order(Order::Command {
+                words: COMMAND.map(str::to_owned).to_vec(),
+                input: false,
+            })?;
             await_event(&inputs, |event| matches!(event, Event::Ended { code: 0 }))?;
             anyhow::Ok(begun.elapsed())
         };

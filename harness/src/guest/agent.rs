@@ -13,13 +13,13 @@ use super::init::{self, disk, kernel_argument, mount_at, tool};
 use super::port::{self, Port};
 use super::runner::{self, End, Place};
 use super::suite::Suite;
-use super::{Subject, command, sys, terminal, unit};
+use super::{Subject, command, sys, terminal, unit, unpack};
 use crate::build_id;
 use crate::report::Verdict;
 use crate::report::event::{Event, Order, Restart, Scratch, WIRE_VERSION, Work};
 
 /// Where the scratch disk is mounted.
-pub(super) const SCRATCH: &str = "/scratch";
+pub(crate) const SCRATCH: &str = "/scratch";
 
 /// Key of the kernel's command line with the modules that a template has loaded, whatever its guests are for.
 pub(crate) const PRELOAD: &str = "harness.preload";
@@ -83,7 +83,14 @@ pub fn run(suite: &Suite) -> Result<()> {
                 make_fs(&fs)?;
                 port.send(Event::Ended { code: 0 })?;
             }
-            Order::Command { words } => command::run(&words, Path::new(SCRATCH), &mut port)?,
+            Order::Command { words, input } => {
+                command::run(&words, input, Path::new(SCRATCH), &mut port)?;
+            }
+            Order::Input { .. } => bail!("input where no command runs"),
+            Order::Unpack { disk, to, directory } => {
+                let to = Path::new(&to);
+                command::answer(unpack::run(&disk, to, directory).map(|()| 0), &mut port)?;
+            }
             Order::Shell(shell) => {
                 terminal::serve(&shell, &place)?;
                 port.send(Event::Bye { outcomes })?;

@@ -20,6 +20,7 @@ mod sys;
 mod systemd;
 mod terminal;
 mod unit;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 

@@ -43,27 +43,33 @@ impl Read for Patient {
     }
 }
 
-/// The channel to the host.
+/// The channel to the host. Its directions can be used by two threads.
 #[derive(Debug)]
 pub(super) struct Port {
-    reader: Patient,
-    writer: File,
+    pub(super) orders: Orders,
+    pub(super) events: Events,
+}
+
+/// What comes from the host.
+#[derive(Debug)]
+pub(super) struct Orders {
+    from: Patient,
     nonce: u64,
-    sent: u32,
     received: u32,
 }
 
-impl Port {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let what = || format!("opening {}", path.display());
-        let writer = File::options().read(true).write(true).open(path).with_context(what)?;
-        let reader = Patient(writer.try_clone().with_context(what)?);
-        Ok(Self { reader, writer, nonce: 0, sent: 0, received: 0 })
-    }
+/// What goes to the host.
+#[derive(Debug)]
+pub(super) struct Events {
+    to: File,
+    nonce: u64,
+    sent: u32,
+}
 
-    /// Waits for the next order. The first one brings the nonce.
+impl Orders {
+    /// Waits for the next one.
     pub(super) fn receive(&mut self) -> Result<Order> {
-        let message: Message<Order> = read_frame(&mut self.reader)?;
+        let message: Message<Order> = read_frame(&mut self.from)?;
         if self.received == 0 {
             self.nonce = message.nonce;
         }
@@ -77,22 +83,48 @@ impl Port {
         self.received += 1;
         Ok(message.body)
     }
+}
 
+impl Events {
     pub(super) fn send(&mut self, event: Event) -> Result<()> {
         let message = Message { nonce: self.nonce, seq: self.sent, body: event };
-        write_frame(&mut self.writer, &message)?;
+        write_frame(&mut self.to, &message)?;
         self.sent += 1;
         Ok(())
+    }
+}
+
+impl Port {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let what = || format!("opening {}", path.display());
+        let to = File::options().read(true).write(true).open(path).with_context(what)?;
+        let from = Patient(to.try_clone().with_context(what)?);
+        let orders = Orders { from, nonce: 0, received: 0 };
+        Ok(Self { orders, events: Events { to, nonce: 0, sent: 0 } })
+    }
+
+    /// Waits for the next order. The first one brings the nonce.
+    pub(super) fn receive(&mut self) -> Result<Order> {
+        let first = self.orders.received == 0;
+        let order = self.orders.receive()?;
+        if first {
+            self.events.nonce = self.orders.nonce;
+        }
+        Ok(order)
+    }
+
+    pub(super) fn send(&mut self, event: Event) -> Result<()> {
+        self.events.send(event)
     }
 
     /// Makes the following messages carry another run's nonce, as [`super::fault`] asks.
     pub(super) fn forge_nonce(&mut self) {
-        self.nonce ^= 1;
+        self.events.nonce ^= 1;
     }
 
     /// Bytes that are no frame, as [`super::fault`] asks.
     pub(super) fn send_junk(&mut self) -> Result<()> {
-        self.writer.write_all(b"this is not a frame\n").context("writing junk to the channel")
+        self.events.to.write_all(b"this is not a frame\n").context("writing junk to the channel")
     }
 }
 

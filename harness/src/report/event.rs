@@ -13,7 +13,7 @@ use super::Verdict;
 use crate::guest::Subject;
 
 /// Version of the vocabulary below; [`Event::Hello`] carries it and both ends must agree.
-pub const WIRE_VERSION: u32 = 3;
+pub const WIRE_VERSION: u32 = 4;
 
 /// Largest payload, in bytes; a longer frame is garbage.
 pub const MAX_FRAME_BYTES: u32 = 4 << 20;
@@ -38,6 +38,22 @@ pub enum Order {
     Command {
         /// The program and its arguments.
         words: Vec<String>,
+        /// Whether [`Order::Input`] follows, up to an empty one, which comes also when the command has ended.
+        input: bool,
+    },
+    /// A piece of the command's input, its end when empty.
+    Input {
+        /// As it was.
+        bytes: Vec<u8>,
+    },
+    /// Unpack the archive on a disk; answered as a command is.
+    Unpack {
+        /// Serial of the disk.
+        disk: String,
+        /// What the archive's only file is called then, or the directory that its files are put into.
+        to: String,
+        /// Whether the archive holds a directory's files, not one file.
+        directory: bool,
     },
     /// Give the console to a shell; answered by [`Event::Bye`] when it ends.
     Shell(Shell),

@@ -194,8 +194,8 @@ pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str, reopen: Option
     let subject = if cell.subject == Subject::Nspawn { " --subject nspawn" } else { "" };
     if report.verdict != (Verdict::NotRun { why: String::new() }) {
         text.push_str(&format!(
-            "  reproduce: cargo xtask vm-test --kernel {}{subject} --exact {}\n",
-            cell.kernel, report.case
+            "  reproduce: cargo xtask vm-test --kernel {} --fs {}{subject} --exact {}\n",
+            cell.kernel, cell.fs, report.case
         ));
     }
     text
@@ -231,7 +231,10 @@ mod tests {
         let text = failure_text(&cell, &report, "/l", Some("r/3"));
         assert!(text.contains("cargo xtask vm-shell --at r/3\n"), "{text}");
         assert!(text.contains("  status 7\n") && text.contains("    hello\n"), "{text}");
-        assert!(text.contains("cargo xtask vm-test --kernel k --exact vm::exit::x"), "{text}");
+        assert!(
+            text.contains("cargo xtask vm-test --kernel k --fs ext4 --exact vm::exit::x"),
+            "{text}"
+        );
         assert!(!text.contains("console:"), "{text}");
     }
 }

@@ -97,18 +97,23 @@ impl Shard {
         }
     }
 
-    /// What it planned and did not report, or the other way round, by name.
+    /// See [`unaccounted`].
     fn unaccounted(&self) -> Vec<String> {
-        let mut balance: BTreeMap<String, isize> = BTreeMap::new();
-        let rounds = self.rounds.cast_signed();
-        planned(&self.plan).for_each(|name| *balance.entry(name).or_default() += rounds);
-        for located in &self.results {
-            let name = format!("{} {}", located.cell, located.report.case);
-            *balance.entry(name).or_default() -= 1;
-        }
-        balance.retain(|_, count| *count != 0);
-        balance.into_keys().collect()
+        unaccounted(&self.plan, self.rounds, &self.results.iter().collect::<Vec<_>>())
     }
+}
+
+/// What a run planned, so many times, and did not report as often, or the other way round, by name.
+#[must_use]
+pub fn unaccounted(plan: &Plan, rounds: usize, results: &[&Located]) -> Vec<String> {
+    let mut balance: BTreeMap<String, isize> = BTreeMap::new();
+    planned(plan).for_each(|name| *balance.entry(name).or_default() += rounds.cast_signed());
+    for located in results {
+        let name = format!("{} {}", located.cell, located.report.case);
+        *balance.entry(name).or_default() -= 1;
+    }
+    balance.retain(|_, count| *count != 0);
+    balance.into_keys().collect()
 }
 
 /// The shares as one run. Runs of other kernels have wholes of their own, each of which must be complete.
@@ -228,7 +233,7 @@ fn way_and_total(partition: &str) -> Option<(&str, usize)> {
     Some((way, rest.split_once('/')?.1.parse().ok()?))
 }
 
-fn some_of(names: &[String]) -> String {
+pub(crate) fn some_of(names: &[String]) -> String {
     let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
     let more = names.len().saturating_sub(3);
     if more == 0 { shown } else { format!("{shown} and {more} more") }

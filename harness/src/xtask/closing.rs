@@ -14,8 +14,9 @@ use crate::report::Verdict;
 use crate::report::difference::{Differences, Finding, Row, compare};
 use crate::report::human::{Human, failure_text};
 use crate::report::junit::junit;
+use crate::report::shard;
 use crate::report::summary::{Summary, exit, exit_code};
-use crate::runner::{JobEnd, Located};
+use crate::runner::{JobEnd, Located, STOPPED};
 
 /// What a run was, when all its guests have ended.
 #[derive(Debug)]
@@ -63,10 +64,18 @@ impl Ended<'_> {
             }
         }
         self.line("");
-        for located in results.iter().filter(|located| !self.is_fine(located)) {
+        let stopped = Verdict::NotRun { why: STOPPED.to_owned() };
+        let not_started =
+            results.iter().filter(|located| located.report.verdict == stopped).count();
+        let told =
+            |located: &&&Located| !self.is_fine(located) && located.report.verdict != stopped;
+        for located in results.iter().filter(told) {
             let logs = located.logs.display().to_string();
             let reopen = located.reopen.as_deref();
             self.line(&failure_text(&located.cell, &located.report, &logs, reopen));
+        }
+        if not_started > 0 {
+            self.line(&format!("{not_started} were not run: {STOPPED}\n"));
         }
         for why in &infrastructure {
             self.line(&format!("---- the machine: {why}\n"));
@@ -89,9 +98,8 @@ impl Ended<'_> {
         let Outcome { summary, code } = self.outcome(&results, &rows, infrastructure.len());
         if code == exit::ACCOUNTING {
             self.line(&format!(
-                "the plan has {} case runs, {} were reported: a defect of the harness",
-                self.planned(),
-                results.len()
+                "planned otherwise than reported, a defect of the harness: {}",
+                shard::some_of(&self.unaccounted(&results))
             ));
         }
         self.line(&format!("{}: {summary}", self.verb));
@@ -110,6 +118,10 @@ impl Ended<'_> {
         located.is_fine(self.differences)
     }
 
+    fn unaccounted(&self, results: &[&Located]) -> Vec<String> {
+        shard::unaccounted(self.plan, self.rounds, results)
+    }
+
     fn planned(&self) -> usize {
         self.plan.size() * self.rounds
     }
@@ -124,15 +136,14 @@ impl Ended<'_> {
         let mut summary = Summary { skipped: self.plan.skips.len(), ..Summary::default() };
         verdicts.iter().for_each(|verdict| summary.count(verdict));
         summary.failed += self.plan.unassigned.len() + stale + self.wrong_lists.len();
-        let mut code = exit_code(self.planned(), &verdicts, broken);
+        let unaccounted = self.unaccounted(results).len();
+        let mut code = exit_code(unaccounted, &verdicts, broken);
         let outdated =
             !self.plan.unassigned.is_empty() || stale > 0 || !self.wrong_lists.is_empty();
         if code == exit::PASSED && outdated || self.planned() == 0 {
             code = exit::UNASSIGNED;
         }
-        if code == exit::ACCOUNTING {
-            summary.failed += self.planned().abs_diff(results.len());
-        }
+        summary.failed += unaccounted;
         Outcome { summary, code }
     }
 
@@ -234,6 +245,39 @@ mod tests {
         };
         let results: Vec<&Located> = ended.ends[0].reports.iter().collect();
         ended.outcome(&results, &compare(&results, &differences), 0)
+    }
+
+    /// As many were reported as were planned, and yet one is lost.
+    #[test]
+    fn a_case_that_is_reported_twice_does_not_stand_for_another() {
+        let cell = Cell {
+            kernel: "k".to_owned(),
+            version: (6, 1),
+            fs: "ext4".to_owned(),
+            subject: Subject::Rspawn,
+            shape: Shape::Lean,
+        };
+        let case = |name: &str| Listing { name: name.to_owned(), needs: vec![], timeout_s: 1 };
+        let jobs = vec![Job { cell: cell.clone(), cases: vec![case("a"), case("b")] }];
+        let plan = Plan { jobs, ..Plan::default() };
+        let at = || {
+            let (case, verdict, output) = ("a".to_owned(), Verdict::Passed, String::new());
+            let report = CaseReport { case, verdict, duration_ms: 1, output, console: Vec::new() };
+            Located { cell: cell.clone(), report, logs: "".into(), reopen: None }
+        };
+        let end = JobEnd { reports: vec![at(), at()], ..JobEnd::default() };
+        let differences = Differences::default();
+        let ended = Ended {
+            plan: &plan,
+            ends: &[end],
+            differences: &differences,
+            rounds: 1,
+            wrong_lists: Vec::new(),
+            human: &Human::new(Differences::default(), Format::Human),
+            verb: "vm-test",
+        };
+        let results: Vec<&Located> = ended.ends[0].reports.iter().collect();
+        assert_eq!(ended.outcome(&results, &[], 0).code, exit::ACCOUNTING);
     }
 
     const DECLARED: &str = "\"a::x\" = \"so it is\"";

@@ -3,6 +3,7 @@
 pub mod bench;
 mod bench_guests;
 mod bench_trees;
+pub mod bring;
 pub mod ci;
 mod closing;
 pub mod coverage_of_spec;

@@ -2,6 +2,8 @@
 //! how they end.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,6 +38,8 @@ const CHECKS: &[Check] = &[
     ("the shares of hash:m/n merge to the whole, and nothing less does", shares),
     ("a template that cannot be restored is told and made anew", broken_template),
     ("a filter that fits nothing is no success", nothing_selected),
+    ("--fail-fast starts nothing after a failure, and tells what was not run", fail_fast),
+    ("vm-run takes files and input along, and ends as its command does", one_command),
 ];
 
 /// Makes all checks; each with what is wrong, if anything is.
@@ -126,6 +130,31 @@ fn nothing_selected(workspace: &Workspace, _: &Path) -> Result<()> {
     Ok(())
 }
 
+fn fail_fast(workspace: &Workspace, _: &Path) -> Result<()> {
+    let rounds = ["--with-faults", "--fail-fast", "--stress", "3", "-j", "1", "--exact"];
+    let ran = vm_test(workspace, &[&rounds[..], &[BAD, GOOD[0]]].concat())?;
+    ran.ends(exit::FAILED, "vm-test: 1 passed, 5 failed, 0 skipped")?;
+    ran.says("4 were not run: another case failed before")
+}
+
+fn one_command(_: &Workspace, scratch: &Path) -> Result<()> {
+    let dir = scratch.join("a directory");
+    fs::create_dir(&dir).context("making a directory to copy")?;
+    let (named, other) = (dir.join("named"), dir.join("other"));
+    fs::write(&named, "from a file\n").context("writing a file to copy")?;
+    fs::write(&other, "from a directory\n").context("writing a file to copy")?;
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o640))
+        .context("changing the mode of a file to copy")?;
+    let script = "cat named /mnt/there/other -; stat -c %a /mnt/there/other; exit 7";
+    let (named, there) = (named.display().to_string(), format!("{}:/mnt/there", dir.display()));
+    let arguments = ["vm-run", "--copy", &named, "--copy", &there, "--", "sh", "-c", script];
+    let input = fs::read("/etc/os-release").context("reading input")?;
+    let ran = xtask_with(&arguments, &input)?;
+    ensure!(ran.code == Some(7), "it ended with {:?}:\n{}", ran.code, ran.said);
+    let input = String::from_utf8_lossy(&input);
+    ran.says(&format!("from a file\nfrom a directory\n{input}640\n"))
+}
+
 /// `cargo xtask vm-test` with these arguments.
 fn vm_test(workspace: &Workspace, arguments: &[&str]) -> Result<Ran> {
     let before = rundir::runs(workspace)?;
@@ -136,10 +165,18 @@ fn vm_test(workspace: &Workspace, arguments: &[&str]) -> Result<Ran> {
 
 /// This program with these arguments; both streams.
 fn xtask(arguments: &[&str]) -> Result<Ran> {
+    xtask_with(arguments, b"")
+}
+
+/// The same with this input, which is shorter than a pipe is.
+fn xtask_with(arguments: &[&str], input: &[u8]) -> Result<Ran> {
     let program = std::env::current_exe().context("looking for this program")?;
     let mut command = Command::new(program);
+    let (reader, mut writer) = std::io::pipe().context("making a pipe")?;
+    writer.write_all(input).context("writing the program's input")?;
+    drop(writer);
     // Neither a person's CI nor terminal is there.
-    command.args(arguments).env_remove("CI").stdin(std::process::Stdio::null());
+    command.args(arguments).env_remove("CI").stdin(reader);
     let shown = tool::display(&command);
     let output = command.output().with_context(|| format!("running {shown}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

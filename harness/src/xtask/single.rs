@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +18,7 @@ use crate::accel::{self, Choice, Wish};
 use crate::guest::Subject;
 use crate::kept::Kept;
 use crate::machine::{self, GUEST_MEMORY_MIB, Parts, SCRATCH_MIB};
-use crate::report::event::{Event, Message, Order, Scratch};
+use crate::report::event::{Event, Message, Order, Scratch, Stream};
 use crate::rundir::RunDir;
 use crate::shape::Shape;
 use crate::suite::Suite;
@@ -27,6 +31,7 @@ use crate::vm::watch::Input;
 use crate::workspace::Workspace;
 use crate::{kernels, suite};
 
+use super::bring::{self, Bring, Packed};
 use super::say;
 use super::vm_test::Ready;
 
@@ -48,6 +53,9 @@ pub struct Which {
     /// What executes the guest
     #[arg(long, value_enum, default_value_t)]
     pub accel: Wish,
+    /// Its memory
+    #[arg(long, value_name = "MIB", default_value_t = GUEST_MEMORY_MIB, value_parser = clap::value_parser!(u32).range(128..))]
+    pub memory: u32,
 }
 
 /// A guest whose agent has said hello.
@@ -55,7 +63,7 @@ pub struct Which {
 pub(super) struct Single {
     /// Its serial console, when it was asked for.
     pub(super) console: Option<UnixStream>,
-    channel: Channel,
+    channel: Arc<Mutex<Channel>>,
     inputs: Receiver<Input>,
     nonce: u64,
     factor: f64,
@@ -75,6 +83,7 @@ struct Plan<'a> {
     factor: f64,
     limit: Duration,
     scratch: Option<File>,
+    brought: Vec<Packed>,
     /// Whose template it is restored from, and how that is called; it boots otherwise.
     template: Option<(&'a Suite, String)>,
 }
@@ -89,6 +98,7 @@ impl Single {
         workspace: &Workspace,
         mirror: Option<&str>,
         which: &Which,
+        bring: &[Bring],
         serial: Serial,
         tell: impl Fn(&str, &Choice),
     ) -> Result<Self> {
@@ -105,10 +115,14 @@ impl Single {
         let kernel = ready.kernels.get(&row.name).context("the kernel is not ready")?;
         let root = ready.roots.get(&which.guest).context("the guest is not ready")?;
         let (shape, accel) = (which.guest, choice.accel);
-        let parts = Parts { kernel, shape, root, accel, memory_mib: GUEST_MEMORY_MIB };
+        let parts = Parts { kernel, shape, root, accel, memory_mib: which.memory };
         let scratch = machine::scratch_file(run_dir.path(), SCRATCH_MIB)?;
         let initramfs = machine::initramfs(run_dir.path(), kernel, &suite)?;
         let factor = accel.timeout_factor();
+        let brought = bring::pack(bring, run_dir.path())?;
+        // A template has no disk for what is brought.
+        let template =
+            brought.is_empty().then(|| (&suite, format!("{}-{}", row.name, shape.name())));
         let plan = Plan {
             config: parts.machine(initramfs, machine::scratch_disk(&scratch)),
             fs: &which.fs,
@@ -117,7 +131,8 @@ impl Single {
             factor,
             limit: READY_LIMIT.mul_f64(factor * shape.boot_factor()),
             scratch: Some(scratch),
-            template: Some((&suite, format!("{}-{}", row.name, shape.name()))),
+            brought,
+            template,
         };
         tell(&row.name, &choice);
         Self::start(workspace, run_dir, plan, serial)
@@ -130,6 +145,7 @@ impl Single {
     pub(super) fn again(
         workspace: &Workspace,
         (dir, kept): (&Path, &Kept),
+        bring: &[Bring],
         serial: Serial,
     ) -> Result<Self> {
         for path in [&kept.kernel.dir, &kept.root, &kept.initramfs] {
@@ -158,6 +174,7 @@ impl Single {
             factor,
             limit: READY_LIMIT.mul_f64(factor * shape.boot_factor()),
             scratch,
+            brought: bring::pack(bring, run_dir.path())?,
             template: None,
         };
         Self::start(workspace, run_dir, plan, serial)
@@ -166,14 +183,16 @@ impl Single {
     fn start(
         workspace: &Workspace,
         run_dir: RunDir,
-        plan: Plan<'_>,
+        mut plan: Plan<'_>,
         serial: Serial,
     ) -> Result<Self> {
         let dir = run_dir.path().join("single");
         std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
         let begin = machine::begin(plan.fs, plan.holds, plan.subject, plan.factor)?;
         let nonce = begin.nonce;
-        let shared: Vec<_> = plan.scratch.iter().map(AsFd::as_fd).collect();
+        plan.config.disks.extend(plan.brought.iter().map(Packed::disk));
+        let files = plan.scratch.iter().chain(plan.brought.iter().map(|packed| &packed.file));
+        let shared: Vec<_> = files.map(AsFd::as_fd).collect();
         let place = Place { dir: &dir, serial, shared: &shared };
         let restored = plan.template(workspace).and_then(|template| match template {
             None => Ok(None),
@@ -190,6 +209,7 @@ impl Single {
             }
         };
         let Started { qemu, channel, inputs, console } = started;
+        let channel = Arc::new(Mutex::new(channel));
         let (factor, _scratch, _run_dir) = (plan.factor, plan.scratch, run_dir);
         let single =
             Self { console, channel, inputs, nonce, factor, qemu, dir, _scratch, _run_dir };
@@ -197,6 +217,14 @@ impl Single {
         single
             .await_hello(plan.limit)
             .with_context(|| format!("waiting for the guest; its console is {}", log.display()))?;
+        for packed in plan.brought {
+            let to = packed.to.clone();
+            let mut said = Vec::new();
+            single.order(packed.order())?;
+            let code = single.output(|_, bytes| said.extend_from_slice(bytes))?;
+            let said = String::from_utf8_lossy(&said);
+            ensure!(code == 0, "putting {to} into the guest: {}", said.trim());
+        }
         Ok(single)
     }
 
@@ -215,8 +243,41 @@ impl Single {
     ///
     /// # Errors
     /// When the channel is gone.
-    pub(super) fn order(&mut self, order: Order) -> Result<()> {
-        self.channel.order(order)
+    pub(super) fn order(&self, order: Order) -> Result<()> {
+        lock(&self.channel).order(order)
+    }
+
+    /// Runs a command, with what `input` holds if there is any, and returns its exit code. What it prints is passed on.
+    ///
+    /// # Errors
+    /// When the guest dies before the command ends.
+    pub(super) fn command(
+        &self,
+        words: Vec<String>,
+        input: Option<impl Read + Send + 'static>,
+        pass_on: impl FnMut(Stream, &[u8]),
+    ) -> Result<u8> {
+        self.order(Order::Command { words, input: input.is_some() })?;
+        let Some(input) = input else { return self.output(pass_on) };
+        let feeder = Feeder::start(&self.channel, input);
+        let code = self.output(pass_on)?;
+        feeder.end()?;
+        Ok(code)
+    }
+
+    /// What was ordered says until it ends; its exit code.
+    fn output(&self, mut pass_on: impl FnMut(Stream, &[u8])) -> Result<u8> {
+        loop {
+            match self.next_event() {
+                Some(Event::Output { stream, bytes }) => pass_on(stream, &bytes),
+                Some(Event::Ended { code }) => return Ok(code),
+                Some(Event::Heartbeat) => {}
+                other => bail!(
+                    "the guest ended before the command did ({other:?}); logs in {}",
+                    self.dir.display()
+                ),
+            }
+        }
     }
 
     /// What the guest says next, however long it takes; none at its end, however it comes.
@@ -234,11 +295,52 @@ impl Single {
     pub(super) fn end(mut self) -> Result<()> {
         self.qemu.end_within(Duration::from_secs(10).mul_f64(self.factor)).map(drop)
     }
+}
 
-    /// Where its logs are.
-    pub(super) fn logs(&self) -> &Path {
-        &self.dir
+/// Passes this program's input on while the command runs. Reading it cannot be interrupted: the thread is left behind
+/// where it waits.
+struct Feeder {
+    channel: Arc<Mutex<Channel>>,
+    /// Whether the end of the input was not told yet; changed with the channel in hand.
+    open: Arc<AtomicBool>,
+}
+
+impl Feeder {
+    fn start(channel: &Arc<Mutex<Channel>>, mut input: impl Read + Send + 'static) -> Self {
+        let feeder = Self { channel: Arc::clone(channel), open: Arc::new(AtomicBool::new(true)) };
+        let (channel, open) = (Arc::clone(&feeder.channel), Arc::clone(&feeder.open));
+        thread::spawn(move || {
+            let mut buffer = [0; 16 << 10];
+            loop {
+                // An error ends the input as its end does; the command sees how much there was.
+                let count = input.read(&mut buffer).unwrap_or(0);
+                let mut channel = lock(&channel);
+                if !open.load(Ordering::Relaxed) {
+                    return;
+                }
+                let sent = channel.order(Order::Input { bytes: buffer[..count].to_vec() });
+                // A channel that is gone shows as the guest's end.
+                if count == 0 || sent.is_err() {
+                    open.store(false, Ordering::Relaxed);
+                    return;
+                }
+            }
+        });
+        feeder
     }
+
+    /// Tells the end of the input if nobody has.
+    fn end(self) -> Result<()> {
+        let mut channel = lock(&self.channel);
+        if self.open.swap(false, Ordering::Relaxed) {
+            channel.order(Order::Input { bytes: Vec::new() })?;
+        }
+        Ok(())
+    }
+}
+
+fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
+    channel.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Plan<'_> {

@@ -10,6 +10,7 @@ use crate::terminal::{Tap, described};
 use crate::vm::process::Serial;
 use crate::workspace::Workspace;
 
+use super::bring::Bring;
 use super::say;
 use super::single::{Single, Which};
 
@@ -19,8 +20,11 @@ pub struct Options {
     /// A new one
     #[command(flatten)]
     pub which: Which,
+    /// Put this file or directory of the host into the guest first, below /scratch unless a place is named
+    #[arg(long, value_name = "PATH[:PLACE]")]
+    pub copy: Vec<Bring>,
     /// The one in which a case failed, with its disk as an overlay, as the failure names it
-    #[arg(long, value_name = "RUN/N", conflicts_with_all = ["kernel", "fs", "guest", "accel"])]
+    #[arg(long, value_name = "RUN/N", conflicts_with_all = ["kernel", "fs", "guest", "accel", "memory"])]
     pub at: Option<String>,
 }
 
@@ -30,13 +34,13 @@ pub struct Options {
 /// When the guest cannot be built or does not come up.
 pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Result<ExitCode> {
     let (mut guest, case) = match &options.at {
-        None => (fresh(workspace, mirror, &options.which)?, None),
+        None => (fresh(workspace, mirror, options)?, None),
         Some(at) => {
             let (dir, kept) = Kept::find(workspace, at)?;
             say(&format!("vm-shell  {}  accel {}", kept.cell, kept.accel));
             say(&format!("vm-shell  /scratch is as {} left it", kept.case));
             say("vm-shell  /root/repro.sh runs the case again; `exit` ends the guest");
-            (Single::again(workspace, (&dir, &kept), Serial::Talk)?, Some(kept.case))
+            (Single::again(workspace, (&dir, &kept), &options.copy, Serial::Talk)?, Some(kept.case))
         }
     };
     let console = guest.console.take().context("QEMU was asked for a console that we talk on")?;
@@ -51,8 +55,9 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-fn fresh(workspace: &Workspace, mirror: Option<&str>, which: &Which) -> Result<Single> {
-    Single::fresh(workspace, mirror, which, Serial::Talk, |kernel, choice| {
+fn fresh(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Result<Single> {
+    let Options { which, copy, .. } = options;
+    Single::fresh(workspace, mirror, which, copy, Serial::Talk, |kernel, choice| {
         let (fs, accel, why) = (&which.fs, choice.accel, &choice.why);
         say(&format!("vm-shell  {kernel} {fs}  accel {accel} ({why})"));
         say("vm-shell  rspawn is on PATH, /scratch is yours; `exit` ends the guest");

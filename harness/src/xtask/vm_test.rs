@@ -52,7 +52,7 @@ pub struct Options {
     /// Kernels instead of the lane's, or `all`
     #[arg(long, value_delimiter = ',')]
     pub kernel: Vec<String>,
-    /// File systems out of the lane's
+    /// File systems out of the lane's: cases that need none run on each of these
     #[arg(long, value_delimiter = ',')]
     pub fs: Vec<String>,
     /// Who starts the containers, instead of the lane's; both compares, and knows ci/differences.toml
@@ -85,6 +85,9 @@ pub struct Options {
     /// Open a shell in the guest in which a case fails, one guest at a time; at a terminal only
     #[arg(long)]
     pub shell_on_failure: bool,
+    /// Start nothing more after the first failure; with --stress, run until a case fails
+    #[arg(long)]
+    pub fail_fast: bool,
     /// Run everything so many times, and tell how often each case failed
     #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub stress: u32,
@@ -282,6 +285,7 @@ impl Options {
             cold: self.cold,
             keep: self.keep,
             shell_on_failure: self.shell_on_failure,
+            fail_fast: self.fail_fast,
         }
     }
 }
@@ -348,6 +352,7 @@ impl Ready {
             differences,
             human,
             kvm_is_dead: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             next_guest: AtomicUsize::new(0),
             boot: Mutex::new(()),
         }
