@@ -128,6 +128,9 @@ pub fn initramfs(dir: &Path, kernel: &Kernel, suite: &Suite) -> Result<PathBuf> 
         order.push('\n');
     }
     archive = archive.file("/modules/order", 0o644, order.as_bytes());
-    fs::write(&path, archive.finish()).with_context(|| format!("writing {}", path.display()))?;
+    let half = dir.join(format!(".{}.cpio", kernel.name));
+    fs::write(&half, archive.finish())
+        .and_then(|()| fs::rename(&half, &path))
+        .with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
 }

@@ -91,10 +91,8 @@ pub struct Job {
 pub struct Skip {
     /// Name as listed.
     pub case: String,
-    /// Kernel of the cell.
-    pub kernel: String,
-    /// Subject of the cell.
-    pub subject: Subject,
+    /// The cell.
+    pub cell: Cell,
     /// From a closed list.
     pub code: SkipCode,
     /// With figures.
@@ -140,6 +138,15 @@ impl Plan {
     pub fn size(&self) -> usize {
         self.jobs.iter().map(|job| job.cases.len()).sum()
     }
+
+    /// Leaves only these cases in these cells.
+    pub fn retain(&mut self, keep: impl Fn(&Cell, &str) -> bool) {
+        for job in &mut self.jobs {
+            job.cases.retain(|case| keep(&job.cell, &case.name));
+        }
+        self.jobs.retain(|job| !job.cases.is_empty());
+        self.skips.retain(|skip| keep(&skip.cell, &skip.case));
+    }
 }
 
 /// Plans `cases` over the product of `axes`.
@@ -151,13 +158,9 @@ pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
         let cell = &job.cell;
         for case in cases.iter().filter(|case| belongs(case, cell, axes)) {
             match reason_to_skip(case, cell, axes.fs) {
-                Some((code, why)) => plan.skips.push(Skip {
-                    case: case.name.clone(),
-                    kernel: cell.kernel.clone(),
-                    subject: cell.subject,
-                    code,
-                    why,
-                }),
+                Some((code, why)) => {
+                    plan.skips.push(Skip { case: case.name.clone(), cell: cell.clone(), code, why })
+                }
                 None => job.cases.push(case.clone()),
             }
         }
@@ -440,7 +443,7 @@ mod tests {
         assert_eq!(shape(&plan), ["new ext4 a"]);
         assert_eq!(plan.skips.len(), 1);
         assert_eq!(
-            (plan.skips[0].code, plan.skips[0].kernel.as_str()),
+            (plan.skips[0].code, plan.skips[0].cell.kernel.as_str()),
             (SkipCode::KernelTooOld, "old")
         );
         assert_eq!(plan.unassigned, ["z"]);

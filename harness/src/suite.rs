@@ -25,6 +25,7 @@ pub struct Suite {
     pub build_id: String,
     /// The cases, as the suite lists them.
     pub cases: Vec<Listing>,
+    stamp: String,
 }
 
 /// Builds both and asks the suite for its cases; takes those that are kept where the environment says so.
@@ -73,17 +74,32 @@ pub fn keep(workspace: &Workspace, dir: &Path) -> Result<()> {
 }
 
 impl Suite {
-    /// Tells two builds apart: the suite by its content, the launcher by when it was written, as reading it takes longer.
+    /// The same programs in `dir`, a run's own: whatever is built meanwhile, all guests of the run execute these.
+    ///
+    /// # Errors
+    /// When they cannot be read or written, or are others already.
+    pub fn pinned(mut self, dir: &Path) -> Result<Self> {
+        for (path, name) in [(&mut self.program, "program"), (&mut self.vm, "vm")] {
+            let to = dir.join(name);
+            fs::copy(&*path, &to).with_context(|| format!("copying {}", path.display()))?;
+            *path = to;
+        }
+        let same = build_id_of(&self.vm)? == self.build_id;
+        ensure!(same, "the suite was built again meanwhile\nhint: start the run again");
+        let program = fs::read(&self.program).context("reading the program under test")?;
+        self.stamp =
+            format!("{} {}-{:08x}", self.build_id, program.len(), crc32fast::hash(&program));
+        Ok(self)
+    }
+
+    /// Tells two builds apart, by their content; empty of one that is not [pinned](Self::pinned).
     #[must_use]
-    pub fn stamp(&self) -> String {
-        let launcher = std::fs::metadata(&self.program).ok();
-        let launcher = launcher.map(|meta| (meta.len(), meta.modified().ok()));
-        format!("{} {launcher:?}", self.build_id)
+    pub fn stamp(&self) -> &str {
+        &self.stamp
     }
 
     fn of(program: PathBuf, vm: PathBuf) -> Result<Self> {
-        let build_id =
-            tool::text(tool::command(&vm.to_string_lossy()).arg("--build-id"))?.trim().to_owned();
+        let build_id = build_id_of(&vm)?;
         let listed = tool::output(tool::command(&vm.to_string_lossy()).arg("--list-json"))
             .context("listing the cases")?;
         let cases: Vec<Listing> =
@@ -91,6 +107,10 @@ impl Suite {
         let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
         names.sort_unstable();
         ensure!(names.windows(2).all(|pair| pair[0] != pair[1]), "the suite lists a case twice");
-        Ok(Self { program, vm, build_id, cases })
+        Ok(Self { program, vm, build_id, cases, stamp: String::new() })
     }
+}
+
+fn build_id_of(vm: &Path) -> Result<String> {
+    Ok(tool::text(tool::command(&vm.to_string_lossy()).arg("--build-id"))?.trim().to_owned())
 }

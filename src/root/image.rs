@@ -149,6 +149,11 @@ impl Image {
         Ok(Self { volumes, programs })
     }
 
+    /// Whether nothing on its root can be changed, whatever was asked for.
+    pub(super) fn root_is_only_read(&self) -> bool {
+        self.volumes.first().is_some_and(|root| root.access == Access::Read)
+    }
+
     /// Whose programs it holds.
     pub(super) fn programs(&self) -> Programs {
         self.programs

@@ -121,6 +121,10 @@ fn copied(wanted: &Wanted<'_>, way: Copy) -> Result<Result<Throwaway, Refused>> 
     }
     checkpoint::reach("image-copied");
     let image = Image::attach(to, wanted.request)?;
+    let wants_writing = wanted.request.access == Access::Write;
+    if wants_writing && image.root_is_only_read() && wanted.rungs.contains(&Rung::Overlay) {
+        return Ok(Err(Refused("its root cannot be written, nor can a copy's".to_owned())));
+    }
     Ok(Ok(Throwaway { image, rung: None, holder: None, locks: Vec::new() }))
 }
 

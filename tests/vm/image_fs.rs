@@ -27,6 +27,8 @@ cases![
     the_default_subvolume_is_the_root: [OURS, LOOP, MKFS_BTRFS, BTRFS],
     compressed_roots_take_every_mode: [OURS, LOOP, Need::Tool("mksquashfs"), Need::Tool("mkfs.erofs"),
         Need::Module("squashfs"), Need::Module("erofs")],
+    a_copy_that_shares_blocks_is_no_use_for_them: [OURS, LOOP, Need::Fs("btrfs"), Need::Tool("mksquashfs"),
+        Need::Tool("mkfs.erofs"), Need::Module("squashfs"), Need::Module("erofs")],
     encrypted_partitions_are_refused_with_a_way_out: [OURS, LOOP, Need::Tool("cryptsetup")],
 ];
 
@@ -159,6 +161,11 @@ fn compressed_roots_take_every_mode(t: &Guest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The same on a file system that can share the image's blocks: nothing could be written to the copy either.
+fn a_copy_that_shares_blocks_is_no_use_for_them(t: &Guest) -> Result<()> {
+    compressed_roots_take_every_mode(t)
 }
 
 /// IMG-17: a real header, of both versions.

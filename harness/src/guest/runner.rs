@@ -95,7 +95,7 @@ pub fn run(
     if work.boot == 0 || !scratch.exists() {
         fs::create_dir(&scratch).with_context(|| format!("making {}", scratch.display()))?;
     }
-    let before = Snapshot::take(&scratch)?;
+    let before = Snapshot::take()?;
     let said = tempfile::NamedTempFile::new().context("making a file for the verdict")?;
 
     let unit = match place.subject {
@@ -122,7 +122,7 @@ pub fn run(
         stayed.iter().map(|pid| format!("process {}", describe(*pid))).collect();
     kill_all()?;
     unit.map_or(Ok(()), Unit::end)?;
-    left.extend(Snapshot::take(&scratch)?.since(&before));
+    left.extend(Snapshot::take()?.with_files_of(&scratch)?.since(&before));
 
     let verdict = match said {
         Some(Said::Verdict(Verdict::Passed)) if !left.is_empty() => {
@@ -141,6 +141,8 @@ pub fn run(
         clear(&scratch)?;
     }
     let output = String::from_utf8_lossy(&output).into_owned();
+    // A message that is too long for the channel would end the agent.
+    let verdict = verdict.bounded(KEPT_OUTPUT_BYTES);
     Ok(End::Judged(Ended { verdict, took, output }))
 }
 

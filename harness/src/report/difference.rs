@@ -136,7 +136,6 @@ fn is_of_the_case(verdict: &Verdict) -> bool {
             | Verdict::Failed { .. }
             | Verdict::LeftBehind { .. }
             | Verdict::TimedOut { .. }
-            | Verdict::Splat { .. }
     )
 }
 

@@ -192,7 +192,7 @@ pub fn failure_text(cell: &Cell, report: &CaseReport, logs: &str, reopen: Option
         text.push_str(&format!("  reopen:    cargo xtask vm-shell --at {at}\n"));
     }
     let subject = if cell.subject == Subject::Nspawn { " --subject nspawn" } else { "" };
-    if report.verdict != (Verdict::NotRun { why: String::new() }) {
+    if !matches!(report.verdict, Verdict::NotRun { .. }) {
         text.push_str(&format!(
             "  reproduce: cargo xtask vm-test --kernel {} --fs {}{subject} --exact {}\n",
             cell.kernel, cell.fs, report.case

@@ -10,20 +10,32 @@ use super::{Verdict, seconds};
 use crate::matrix::Plan;
 use crate::runner::Located;
 
-/// The file's text. `passes` says which results count as passed.
+/// The file's text. `passes` says which results count as passed; `complaints` are what else makes the run fail.
 #[must_use]
-pub fn junit(plan: &Plan, results: &[&Located], passes: impl Fn(&Located) -> bool) -> String {
+pub fn junit(
+    plan: &Plan,
+    results: &[&Located],
+    complaints: &[String],
+    passes: impl Fn(&Located) -> bool,
+) -> String {
     let mut suites: BTreeMap<String, Suite> = BTreeMap::new();
     for located in results {
         let suite = suites.entry(located.cell.to_string()).or_default();
         suite.add(located, passes(located));
     }
     for skip in &plan.skips {
-        let suite = suites.entry(format!("{} skipped", skip.kernel)).or_default();
+        let suite = suites.entry(skip.cell.to_string()).or_default();
         let (class, name) = split(&skip.case);
         let why = format!("{}: {}", skip.code, skip.why);
         suite.skipped += 1;
         suite.push(&class, &name, 0, &format!("<skipped message=\"{}\"/>", escaped(&why)));
+    }
+    for complaint in complaints {
+        let suite = suites.entry("the run itself".to_owned()).or_default();
+        suite.errors += 1;
+        let (name, text) = (complaint.lines().next().unwrap_or_default(), escaped(complaint));
+        let error = format!("<error type=\"RUN\" message=\"{text}\">{text}</error>");
+        suite.push("run", name, 0, &error);
     }
     let mut text =
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"vm\">\n".to_owned();
@@ -41,6 +53,8 @@ struct Suite {
     errors: usize,
     skipped: usize,
     cases: String,
+    /// How often each name was there before.
+    names: BTreeMap<String, usize>,
 }
 
 impl Suite {
@@ -49,7 +63,10 @@ impl Suite {
         let (class, name) = split(&report.case);
         let mut body = String::new();
         if !passes {
-            let of_the_case = report.verdict.is_a_guests() || is_splat(&report.verdict);
+            let of_the_case = matches!(
+                report.verdict,
+                Verdict::Failed { .. } | Verdict::LeftBehind { .. } | Verdict::Splat { .. }
+            );
             let element = if of_the_case { "failure" } else { "error" };
             *(if of_the_case { &mut self.failures } else { &mut self.errors }) += 1;
             let reasons = report.verdict.reasons();
@@ -65,7 +82,13 @@ impl Suite {
 
     fn push(&mut self, class: &str, name: &str, duration_ms: u64, body: &str) {
         self.tests += 1;
-        let (class, name) = (escaped(class), escaped(name));
+        let (class, mut name) = (escaped(class), escaped(name));
+        let before = self.names.entry(format!("{class}::{name}")).or_default();
+        *before += 1;
+        // Who reads the file goes by the name: of several rounds, the last would hide the others.
+        if *before > 1 {
+            name.push_str(&format!(" [round {before}]"));
+        }
         let time = seconds(duration_ms);
         let _infallible = writeln!(
             self.cases,
@@ -74,17 +97,13 @@ impl Suite {
     }
 
     fn text(&self, name: &str) -> String {
-        let Self { tests, failures, errors, skipped, cases } = self;
+        let Self { tests, failures, errors, skipped, cases, .. } = self;
         let name = escaped(name);
         format!(
             "<testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failures}\" \
              errors=\"{errors}\" skipped=\"{skipped}\">\n{cases}</testsuite>\n"
         )
     }
-}
-
-fn is_splat(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Splat { .. })
 }
 
 fn split(case: &str) -> (String, String) {
@@ -152,14 +171,13 @@ mod tests {
         ];
         let skip = Skip {
             case: "vm::a::new".to_owned(),
-            kernel: "k".to_owned(),
-            subject: Subject::Rspawn,
+            cell: results[0].cell.clone(),
             code: SkipCode::KernelTooOld,
             why: "needs kernel >= 6.2".to_owned(),
         };
         let plan = Plan { skips: vec![skip], ..Plan::default() };
         let results: Vec<&Located> = results.iter().collect();
-        let text = junit(&plan, &results, |located| located.report.verdict == Verdict::Passed);
+        let text = junit(&plan, &results, &[], |located| located.report.verdict == Verdict::Passed);
         for part in [
             "<testsuite name=\"k ext4\" tests=\"3\" failures=\"1\" errors=\"1\" skipped=\"0\">",
             "<testcase classname=\"vm::a\" name=\"good\" time=\"1.500\"></testcase>",
@@ -175,7 +193,20 @@ mod tests {
     #[test]
     fn what_counts_as_a_pass_is_the_callers_to_say() {
         let failed = located("vm::a::x", Verdict::Failed { chain: Vec::new() }, "");
-        let text = junit(&Plan::default(), &[&failed], |_| true);
+        let text = junit(&Plan::default(), &[&failed], &[], |_| true);
         assert!(text.contains("failures=\"0\"") && !text.contains("<failure"), "{text}");
+    }
+
+    #[test]
+    fn a_file_is_not_green_where_the_run_is_red_and_no_round_hides_another() {
+        let (failed, passed) = (Verdict::Failed { chain: Vec::new() }, Verdict::Passed);
+        let rounds = [located("vm::a::x", failed, ""), located("vm::a::x", passed, "")];
+        let results: Vec<&Located> = rounds.iter().collect();
+        let complaints = ["the disk is full".to_owned()];
+        let text = junit(&Plan::default(), &results, &complaints, |located| {
+            located.report.verdict == Verdict::Passed
+        });
+        assert!(text.contains("name=\"x\"") && text.contains("name=\"x [round 2]\""), "{text}");
+        assert!(text.contains("<error type=\"RUN\" message=\"the disk is full\">"), "{text}");
     }
 }

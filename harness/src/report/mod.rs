@@ -86,6 +86,33 @@ impl Verdict {
         )
     }
 
+    /// The same with no more than so many bytes of text, where a guest can say any amount.
+    #[must_use]
+    pub fn bounded(self, bytes: usize) -> Self {
+        let cut = |texts: Vec<String>| {
+            let mut left = bytes;
+            let mut kept = Vec::new();
+            for mut text in texts {
+                if text.len() > left {
+                    text.truncate(
+                        (0..=left).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0),
+                    );
+                    text.push_str(" … (cut)");
+                    kept.push(text);
+                    break;
+                }
+                left -= text.len();
+                kept.push(text);
+            }
+            kept
+        };
+        match self {
+            Self::Failed { chain } => Self::Failed { chain: cut(chain) },
+            Self::LeftBehind { things } => Self::LeftBehind { things: cut(things) },
+            other => other,
+        }
+    }
+
     /// One word for a line of output.
     #[must_use]
     pub fn word(&self) -> &'static str {

@@ -40,10 +40,7 @@ pub struct Shard {
 #[must_use]
 pub fn names(plan: &Plan) -> Vec<String> {
     let mut names: Vec<String> = planned(plan).collect();
-    names.extend(plan.skips.iter().map(|skip| {
-        let subject = skip.subject.name();
-        format!("skip {} {subject} {}", skip.kernel, skip.case)
-    }));
+    names.extend(plan.skips.iter().map(|skip| format!("skip {} {}", skip.cell, skip.case)));
     names.extend(plan.unassigned.iter().map(|case| format!("unassigned {case}")));
     names.sort();
     names
@@ -145,7 +142,7 @@ pub fn merge(shards: &[Shard]) -> Result<Shard> {
 pub fn missing_kernels(whole: &Shard, lane: &[String]) -> Vec<String> {
     let runs_on = |kernel: &&String| {
         whole.plan.jobs.iter().any(|job| job.cell.kernel == **kernel)
-            || whole.plan.skips.iter().any(|skip| skip.kernel == **kernel)
+            || whole.plan.skips.iter().any(|skip| skip.cell.kernel == **kernel)
     };
     lane.iter().filter(|kernel| !runs_on(kernel)).cloned().collect()
 }

@@ -82,11 +82,11 @@ impl Expected {
             |case: &str, kernel: &str| self.skip.iter().any(|row| fits(row, case, kernel));
         match deny {
             Deny::None => Vec::new(),
-            Deny::All => lacks.map(|skip| told(&skip.case, &skip.kernel, &skip.why)).collect(),
+            Deny::All => lacks.map(|skip| told(&skip.case, &skip.cell.kernel, &skip.why)).collect(),
             Deny::Unexpected => {
                 let unexpected = lacks
-                    .filter(|skip| !expected(&skip.case, &skip.kernel))
-                    .map(|skip| told(&skip.case, &skip.kernel, &skip.why));
+                    .filter(|skip| !expected(&skip.case, &skip.cell.kernel))
+                    .map(|skip| told(&skip.case, &skip.cell.kernel, &skip.why));
                 let runs = |row: &&Row| {
                     plan.jobs.iter().any(|job| {
                         job.cases.iter().any(|case| fits(row, &case.name, &job.cell.kernel))

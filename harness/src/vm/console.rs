@@ -3,12 +3,15 @@
 /// Beginnings that a healthy kernel never prints. The first that fits a line names its kind.
 const PANICS: [&str; 2] = ["Kernel panic - not syncing", "end Kernel panic"];
 
-const SPLATS: [&str; 18] = [
+const SPLATS: [&str; 26] = [
+    "[ cut here ]",
     "BUG: ",
     "kernel BUG at",
     "Oops: ",
     "Oops[",
+    // Before Linux 6.19, and since.
     "WARNING: CPU:",
+    ", CPU#",
     "WARNING: possible",
     "WARNING: inconsistent lock state",
     "WARNING: suspicious RCU usage",
@@ -18,10 +21,16 @@ const SPLATS: [&str; 18] = [
     "INFO: possible recursive locking",
     "blocked for more than",
     "detected stalls on CPUs",
+    "detected expedited stalls on CPUs",
     "self-detected stall on CPU",
     "invalid opcode: ",
     "refcount_t: ",
+    "UBSAN: ",
     "EXT4-fs error",
+    "BTRFS error",
+    "BTRFS critical",
+    "): Internal error",
+    "): Metadata corruption detected",
 ];
 
 /// What the guest's agent writes to the kernel's log, before a case's name, when it begins. The console and the channel

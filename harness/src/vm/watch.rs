@@ -71,7 +71,7 @@ enum Phase {
     Running(usize),
     Done,
     Failed,
-    Restarting(Restart),
+    Restarting(usize, Restart),
 }
 
 /// The state of one guest.
@@ -120,7 +120,7 @@ impl Watch {
             Phase::Booting => "the guest's agent".to_owned(),
             Phase::Idle => "the next case".to_owned(),
             Phase::Running(index) => self.planned[index].case.clone(),
-            Phase::Done | Phase::Failed | Phase::Restarting(_) => {
+            Phase::Done | Phase::Failed | Phase::Restarting(..) => {
                 "the guest's power-off".to_owned()
             }
         }
@@ -189,42 +189,65 @@ impl Watch {
             return End::InCase;
         }
         match (self.phase, death) {
-            (Phase::Restarting(how), _) => End::Restart(how),
+            (Phase::Restarting(index, how), _) => match self.complaint() {
+                None => End::Restart(how),
+                Some(verdict) => self.blame(index, verdict),
+            },
             (Phase::Failed, _) => {
                 self.release();
                 End::InCase
             }
-            (Phase::Done, _) | (_, None) => {
-                self.release();
-                End::Clean
-            }
-            (Phase::Booting, Some(verdict)) => End::NeverReady(verdict.told()),
-            (Phase::Running(index), Some(verdict)) => {
-                let report = CaseReport {
-                    case: self.planned[index].case.clone(),
-                    verdict,
-                    duration_ms: 0,
-                    output: String::new(),
-                    console: console::tail(&self.window, 40),
-                };
-                self.report(index, report);
-                End::InCase
-            }
-            (Phase::Idle, Some(verdict)) => match self.held.take() {
-                // The kernel died of what the last case had done.
-                Some((index, mut report)) if matches!(verdict, Verdict::Panicked { .. }) => {
-                    report.verdict = verdict;
-                    report.console = console::tail(&self.window, 40);
-                    self.report(index, report);
-                    End::InCase
+            (Phase::Done, _) | (_, None) => match (console::panic_line(&self.window), &self.held) {
+                // It said goodbye, and died of what its last case had done.
+                (Some(line), Some((index, _))) => self.blame(*index, Verdict::Panicked { line }),
+                _ => {
+                    self.release();
+                    End::Clean
                 }
-                held => {
-                    self.held = held;
+            },
+            (Phase::Booting, Some(verdict)) => End::NeverReady(verdict.told()),
+            (Phase::Running(_), Some(Verdict::NotRun { why })) => End::Between(why),
+            (Phase::Running(index), Some(verdict)) => self.blame(index, verdict),
+            (Phase::Idle, Some(verdict)) => match &self.held {
+                // The kernel died of what the last case had done.
+                Some((index, _)) if matches!(verdict, Verdict::Panicked { .. }) => {
+                    self.blame(*index, verdict)
+                }
+                // Nobody knows what else that case had done to the guest: it runs again, in another.
+                Some((_, held)) if held.verdict == Verdict::Passed => {
+                    self.held = None;
+                    End::Between(verdict.told())
+                }
+                _ => {
                     self.release();
                     End::Between(verdict.told())
                 }
             },
         }
+    }
+
+    /// The worst that the kernel said since the last thing began.
+    fn complaint(&self) -> Option<Verdict> {
+        if let Some(line) = console::panic_line(&self.window) {
+            return Some(Verdict::Panicked { line });
+        }
+        let lines = console::splat_lines(&self.window);
+        (!lines.is_empty()).then_some(Verdict::Splat { lines })
+    }
+
+    /// Gives a case a verdict that it has not come to itself.
+    fn blame(&mut self, index: usize, verdict: Verdict) -> End {
+        let outcome = self.held.take().filter(|(held, _)| *held == index).map(|(_, report)| report);
+        let report = outcome.unwrap_or_else(|| CaseReport {
+            case: self.planned[index].case.clone(),
+            verdict: Verdict::Passed,
+            duration_ms: 0,
+            output: String::new(),
+            console: Vec::new(),
+        });
+        let console = console::tail(&self.window, 40);
+        self.report(index, CaseReport { verdict, console, ..report });
+        End::InCase
     }
 
     fn said(&mut self, message: Message<Event>) -> Step {
@@ -250,8 +273,10 @@ impl Watch {
                     ));
                 }
                 self.phase = Phase::Idle;
-                // What the kernel complains of while booting is told with the first case it would spoil: keep it out.
-                self.window.clear();
+                // What a kernel complains of while booting is no case's doing, unless one has sent it there.
+                if self.planned.first().is_none_or(|work| work.boot == 0) {
+                    self.window.clear();
+                }
                 Step::Ready
             }
             (Event::Heartbeat, _) => Step::Wait,
@@ -260,6 +285,9 @@ impl Watch {
                     Some(index) if !self.reported[index] && !self.holds(index) => {
                         let window = std::mem::take(&mut self.window);
                         let (before, after) = console::cut_at_begin(&window, &case);
+                        let goes_on = self.planned[index].boot > 0;
+                        let (before, after) =
+                            if goes_on { ("", &*window) } else { (before, after) };
                         before.clone_into(&mut self.window);
                         let splat = self.release();
                         after.clone_into(&mut self.window);
@@ -282,8 +310,10 @@ impl Watch {
                     return self.garbage(format!("the guest says {} of {case}", verdict.word()));
                 }
                 self.outcomes += 1;
-                let stops =
-                    verdict != Verdict::Passed && self.planned[index].keep.applies(&verdict);
+                let dirty =
+                    matches!(verdict, Verdict::LeftBehind { .. } | Verdict::TimedOut { .. });
+                let kept = verdict != Verdict::Passed && self.planned[index].keep.applies(&verdict);
+                let stops = dirty || kept;
                 self.held = Some((
                     index,
                     CaseReport { case, verdict, duration_ms, output, console: Vec::new() },
@@ -299,19 +329,11 @@ impl Watch {
             (Event::Restart { case, how }, Phase::Running(index))
                 if case == self.planned[index].case =>
             {
-                let splats = console::splat_lines(&self.window);
-                if splats.is_empty() {
-                    self.phase = Phase::Restarting(how);
+                let Some(verdict) = self.complaint() else {
+                    self.phase = Phase::Restarting(index, how);
                     return Step::Restart;
-                }
-                let report = CaseReport {
-                    case,
-                    verdict: Verdict::Splat { lines: splats },
-                    duration_ms: 0,
-                    output: String::new(),
-                    console: console::tail(&self.window, 40),
                 };
-                self.report(index, report);
+                self.blame(index, verdict);
                 self.phase = Phase::Failed;
                 Step::Failed
             }
@@ -327,7 +349,7 @@ impl Watch {
                         self.outcomes
                     ));
                 }
-                self.release();
+                // What the kernel says on its way down is still the last case's.
                 self.phase = Phase::Done;
                 Step::Done
             }
@@ -372,19 +394,22 @@ impl Watch {
             Input::AgentGone => Verdict::Lost {
                 how: "the agent ended without goodbye, the guest lives on".to_owned(),
             },
+            // Neither is a guest's doing.
             Input::DiskError => {
-                Verdict::Lost { how: "the host could not write the guest's disk".to_owned() }
+                Verdict::NotRun { why: "the host could not write the guest's disk".to_owned() }
             }
             _ => {
                 let reason = self.causes.iter().find_map(|cause| match cause {
                     Input::Shutdown(reason) => Some(reason.as_str()),
                     _ => None,
                 });
+                let Some(reason) = reason else {
+                    return Some(Verdict::NotRun { why: "QEMU died".to_owned() });
+                };
                 let how = match reason {
-                    Some("guest-shutdown") => "the guest powered off without goodbye".to_owned(),
-                    Some("guest-reset") => "the guest reset itself without goodbye".to_owned(),
-                    Some(other) => format!("QEMU ended: {other}"),
-                    None => "QEMU died".to_owned(),
+                    "guest-shutdown" => "the guest powered off without goodbye".to_owned(),
+                    "guest-reset" => "the guest reset itself without goodbye".to_owned(),
+                    other => format!("QEMU ended: {other}"),
                 };
                 Verdict::Lost { how }
             }

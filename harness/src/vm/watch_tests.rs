@@ -222,8 +222,32 @@ fn a_restart_is_no_outcome_and_hides_no_complaint() {
     let mut s = Stream::ready(&["a"]);
     s.say(start("a"));
     let splat = "[ 5.0] WARNING: possible circular locking dependency detected\n";
-    assert_eq!(s.say_with_console(restart, splat), Step::Failed);
+    assert_eq!(s.say_with_console(restart.clone(), splat), Step::Failed);
     assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Splat { .. })]));
+
+    let mut s = Stream::ready(&["a"]);
+    s.say(start("a"));
+    assert_eq!(s.say(restart), Step::Restart);
+    assert_eq!(s.watch.conclude(splat), End::InCase, "said while the guest was being ended");
+    assert!(matches!(s.verdicts().as_slice(), [(_, Verdict::Splat { .. })]));
+}
+
+#[test]
+fn what_the_kernel_says_of_the_disk_that_a_case_left_is_that_cases() {
+    let begin = "[ 4.9] harness: begin a\n";
+    let error = "[ 2.0] BTRFS error (device vdc): parent transid verify failed on 1\n";
+    for (boot, word) in [(0, "PASS"), (1, "SPLAT")] {
+        let mut s = Stream::of(&["a"]);
+        let (case, keep) = ("a".to_owned(), Keep::Never);
+        let work = Work { case, limit_s: 1, keep, boot, attempt: 0 };
+        s.watch = Watch::new(NONCE, "b1", &[work]);
+        s.say_with_console(hello("b1"), error);
+        s.say_with_console(start("a"), begin);
+        s.say(passed("a"));
+        s.say(Event::Bye { outcomes: 1 });
+        s.watch.conclude("");
+        assert!(matches!(s.verdicts().as_slice(), [(_, verdict)] if verdict.word() == word));
+    }
 }
 
 #[test]
@@ -244,7 +268,56 @@ fn a_complaint_after_the_note_of_the_next_case_is_that_ones() {
     assert_eq!(s.verdicts(), one("a", Verdict::Passed));
     s.say(passed("b"));
     s.say(Event::Bye { outcomes: 2 });
+    s.watch.conclude("");
     assert!(matches!(s.verdicts().as_slice(), [(case, Verdict::Splat { .. })] if case == "b"));
+}
+
+#[test]
+fn what_the_kernel_says_on_its_way_down_is_the_last_cases() {
+    let panic = "[ 5.0] Kernel panic - not syncing: boom\n";
+    let warning = "[ 5.0] WARNING: fs/x.c:1 at f+0x1/0x2, CPU#0: sh/9\n";
+    for (console, word) in [(panic, "PANIC"), (warning, "SPLAT")] {
+        let mut s = Stream::ready(&["a"]);
+        s.say(start("a"));
+        s.say(passed("a"));
+        s.say(Event::Bye { outcomes: 1 });
+        s.watch.conclude(console);
+        let verdicts = s.verdicts();
+        assert!(matches!(verdicts.as_slice(), [(_, verdict)] if verdict.word() == word));
+    }
+}
+
+#[test]
+fn a_pass_in_a_guest_that_dies_right_after_is_none() {
+    let mut s = Stream::ready(&["a", "b"]);
+    s.say(start("a"));
+    s.say(passed("a"));
+    s.watch.feed(Input::Shutdown("guest-reset".to_owned()), "");
+    assert!(matches!(s.watch.conclude(""), End::Between(why) if why.contains("reset itself")));
+    assert_eq!((s.verdicts(), s.watch.unreported().len()), (Vec::new(), 2));
+}
+
+#[test]
+fn what_the_host_does_to_a_guest_is_no_cases_fault() {
+    for cause in [Input::DiskError, Input::ChannelClosed] {
+        let mut s = Stream::ready(&["a"]);
+        s.say(start("a"));
+        s.watch.feed(cause, "");
+        assert!(matches!(s.watch.conclude(""), End::Between(_)));
+        assert_eq!((s.verdicts(), s.watch.unreported().len()), (Vec::new(), 1));
+    }
+}
+
+#[test]
+fn a_guest_with_leftovers_is_not_one_for_others() {
+    let left = Verdict::LeftBehind { things: vec!["mount /x (tmpfs)".to_owned()] };
+    for verdict in [left, Verdict::TimedOut { limit_ms: 1 }] {
+        let mut s = Stream::ready(&["a", "b"]);
+        s.say(start("a"));
+        let (case, output) = ("a".to_owned(), String::new());
+        let outcome = Event::Outcome { case, verdict, duration_ms: 5, output };
+        assert_eq!(s.say(outcome), Step::Failed);
+    }
 }
 
 #[test]

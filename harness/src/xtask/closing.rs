@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::guest::Subject;
-use crate::matrix::Plan;
+use crate::matrix::{Plan, Skip};
 use crate::report::Verdict;
 use crate::report::difference::{Differences, Finding, Row, compare};
 use crate::report::human::{Human, failure_text};
@@ -53,10 +53,6 @@ impl Ended<'_> {
         let results: Vec<&Located> = self.ends.iter().flat_map(|end| &end.reports).collect();
         let infrastructure: Vec<&String> =
             self.ends.iter().flat_map(|end| &end.infrastructure).collect();
-        if let Some(path) = junit_file {
-            let text = junit(self.plan, &results, |located| self.is_fine(located));
-            fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-        }
         self.tell_skips();
         if verbose {
             for located in results.iter().filter(|at| at.report.verdict == Verdict::Passed) {
@@ -110,7 +106,27 @@ impl Ended<'_> {
             "skipped": summary.skipped,
             "code": code,
         }));
+        if let Some(path) = junit_file {
+            let complaints = self.complaints(&results, &rows, &infrastructure);
+            let text = junit(self.plan, &results, &complaints, |located| self.is_fine(located));
+            fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        }
         Ok(code)
+    }
+
+    /// What makes the run fail beside its results.
+    fn complaints(&self, results: &[&Located], rows: &[Row], broken: &[&String]) -> Vec<String> {
+        let unassigned = self.plan.unassigned.iter();
+        let unassigned =
+            unassigned.map(|case| format!("{case}: no cell of the lane has what it needs"));
+        let stale = rows.iter().filter(|row| row.finding == Finding::Stale);
+        let stale = stale.map(|row| format!("{}: the declared difference is gone", row.case));
+        let unaccounted = self.unaccounted(results).into_iter();
+        let unaccounted =
+            unaccounted.map(|name| format!("{name}: planned otherwise than reported"));
+        let broken = broken.iter().map(|why| format!("the machine: {why}"));
+        let lists = self.wrong_lists.iter().cloned();
+        broken.chain(unassigned).chain(lists).chain(stale).chain(unaccounted).collect()
     }
 
     /// Whether nothing needs to be said of a result.
@@ -149,12 +165,10 @@ impl Ended<'_> {
 
     fn tell_skips(&self) {
         for skip in &self.plan.skips {
-            let subject = if skip.subject == Subject::Nspawn { " (nspawn)" } else { "" };
-            let kernel = &skip.kernel;
-            self.line(&format!(
-                "SKIP     {kernel:<11} {:<6} {}{subject}  {}",
-                "-", skip.case, skip.why
-            ));
+            let Skip { case, cell, why, .. } = skip;
+            let subject = if cell.subject == Subject::Nspawn { " (nspawn)" } else { "" };
+            let (kernel, fs) = (&cell.kernel, &cell.fs);
+            self.line(&format!("SKIP     {kernel:<11} {fs:<6} {case}{subject}  {why}"));
         }
     }
 

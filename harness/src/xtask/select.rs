@@ -2,14 +2,14 @@
 //!
 //! Invariant: the shares of `--partition` are disjoint and together everything, whatever the filters leave.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::case::Listing;
 use crate::guest::Subject;
+use crate::matrix::Cell;
 use crate::report::difference::Differences;
 use crate::report::shard::{REPORT, Shard};
 use crate::rundir;
@@ -44,10 +44,10 @@ pub struct Selection {
     /// Compare whole names with the filters, with or without the leading `vm::`
     #[arg(long)]
     pub exact: bool,
-    /// Leave out cases whose name contains this
+    /// Leave out cases whose name contains this, or is this with --exact
     #[arg(long, value_name = "PART")]
     pub skip: Vec<String>,
-    /// Only what did not pass in this run, or in the last one
+    /// Only what did not pass in this run, or in the last one, in the cells in which it did not
     #[arg(long, value_name = "RUN", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub failed: Option<String>,
     /// Only this share of the cases: slice:M/N deals them out in order, hash:M/N by name
@@ -56,25 +56,29 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The cases that are meant, in the suite's order, before they are shared out.
+    /// What did not pass in the run that is named; none where no run is.
     ///
     /// # Errors
-    /// When there is no earlier run, or its results cannot be read.
-    pub fn choose(
+    /// When there is no such run, or its results cannot be read.
+    pub fn failed(
         &self,
         workspace: &Workspace,
-        cases: &[Listing],
         differences: &Differences,
-    ) -> Result<Vec<Listing>> {
-        let failed = match &self.failed {
-            None => None,
-            Some(run) => Some(failed_in(&results_of(workspace, run)?, differences)?),
+    ) -> Result<Option<Failed>> {
+        let Some(run) = &self.failed else { return Ok(None) };
+        let results = Shard::read(&results_of(workspace, run)?)?.results;
+        let failed = results.into_iter().filter(|located| !located.is_fine(differences));
+        Ok(Some(Failed(failed.map(|located| (located.cell, located.report.case)).collect())))
+    }
+
+    /// The cases that are meant, in the suite's order, before they are shared out.
+    #[must_use]
+    pub fn choose(&self, cases: &[Listing], failed: Option<&Failed>) -> Vec<Listing> {
+        let failed = |case: &Listing| {
+            failed.is_none_or(|failed| failed.0.iter().any(|(_, name)| *name == case.name))
         };
-        let wanted = |case: &&Listing| {
-            self.names(&case.name) && failed.as_ref().is_none_or(|names| names.contains(&case.name))
-        };
-        let chosen: Vec<Listing> = cases.iter().filter(wanted).cloned().collect();
-        Ok(chosen)
+        let wanted = |case: &&Listing| self.names(&case.name) && failed(case);
+        cases.iter().filter(wanted).cloned().collect()
     }
 
     /// The share of them that is asked for; all when none is.
@@ -90,8 +94,37 @@ impl Selection {
         let fits = |filter: &String| {
             if self.exact { short(name) == short(filter) } else { name.contains(filter.as_str()) }
         };
-        (self.filters.is_empty() || self.filters.iter().any(fits))
-            && !self.skip.iter().any(|part| name.contains(part.as_str()))
+        (self.filters.is_empty() || self.filters.iter().any(fits)) && !self.skip.iter().any(fits)
+    }
+}
+
+/// Cases that did not end as they should, each in its cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed(Vec<(Cell, String)>);
+
+impl Failed {
+    /// Whether this case is one of them in this cell.
+    #[must_use]
+    pub fn has(&self, cell: &Cell, case: &str) -> bool {
+        self.0.iter().any(|(failed, name)| failed == cell && name == case)
+    }
+
+    /// The names of their kernels.
+    #[must_use]
+    pub fn kernels(&self) -> Vec<String> {
+        self.0.iter().map(|(cell, _)| cell.kernel.clone()).collect()
+    }
+
+    /// Who started the containers.
+    #[must_use]
+    pub fn subjects(&self) -> &'static [Subject] {
+        let has = |subject| self.0.iter().any(|(cell, _)| cell.subject == subject);
+        let of = |rspawn, nspawn| match (rspawn, nspawn) {
+            (true, true) => Subjects::Both,
+            (false, true) => Subjects::Nspawn,
+            (_, false) => Subjects::Rspawn,
+        };
+        of(has(Subject::Rspawn), has(Subject::Nspawn)).subjects()
     }
 }
 
@@ -107,13 +140,6 @@ fn results_of(workspace: &Workspace, run: &str) -> Result<PathBuf> {
     let found = runs.iter().rev().filter(named).find(with_results);
     let path = found.with_context(|| format!("no run \"{run}\" has results"))?;
     Ok(path.join(REPORT))
-}
-
-/// The cases that did not end as they should, by name.
-fn failed_in(path: &Path, differences: &Differences) -> Result<BTreeSet<String>> {
-    let failed =
-        Shard::read(path)?.results.into_iter().filter(|located| !located.is_fine(differences));
-    Ok(failed.map(|located| located.report.case).collect())
 }
 
 /// A share of the cases, with the words and the meaning that cargo-nextest has for them.
@@ -181,10 +207,12 @@ impl FromStr for Partition {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use rstest::rstest;
 
     use super::*;
+    use crate::shape::Shape;
 
     fn cases(names: &[&str]) -> Vec<Listing> {
         let case =
@@ -194,9 +222,7 @@ mod tests {
 
     fn chosen(selection: &Selection) -> Vec<String> {
         let all = cases(&["vm::bind::a", "vm::bind::ab", "vm::exit::c"]);
-        let nowhere = Workspace::at(Path::new("/"), Path::new("/nonexistent"));
-        let chosen = selection.choose(&nowhere, &all, &Differences::default()).unwrap();
-        chosen.into_iter().map(|case| case.name).collect()
+        selection.choose(&all, None).into_iter().map(|case| case.name).collect()
     }
 
     #[test]
@@ -205,7 +231,11 @@ mod tests {
         let part = Selection { filters, ..Selection::default() };
         assert_eq!(chosen(&part), ["vm::bind::a", "vm::bind::ab"]);
         assert_eq!(chosen(&Selection { exact: true, ..part.clone() }), ["vm::bind::a"]);
-        assert_eq!(chosen(&Selection { skip: vec!["ab".to_owned()], ..part }), ["vm::bind::a"]);
+        let skip = vec!["b".to_owned()];
+        assert_eq!(chosen(&Selection { skip, ..part }), Vec::<String>::new());
+        let (exact, skip) = (true, vec!["bind::a".to_owned()]);
+        let others = Selection { exact, skip, ..Selection::default() };
+        assert_eq!(chosen(&others), ["vm::bind::ab", "vm::exit::c"]);
     }
 
     #[rstest]
@@ -241,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_cases_of_the_last_run_with_results_are_chosen() {
+    fn failed_cases_of_the_last_run_with_results_are_chosen_in_their_cells() {
         let target = tempfile::tempdir().unwrap();
         let workspace = Workspace::at(Path::new("/"), target.path());
         let cell = r#"{"kernel":"k","version":[6,1],"fs":"ext4","subject":"rspawn"}"#;
@@ -269,9 +299,18 @@ mod tests {
         let all = cases(&["vm::bind::a", "vm::exit::c"]);
         let choose = |run: &str| {
             let selection = Selection { failed: Some(run.to_owned()), ..Selection::default() };
-            selection
-                .choose(&workspace, &all, &Differences::default())
-                .map(|chosen| chosen[0].name.clone())
+            let failed = selection.failed(&workspace, &Differences::default())?;
+            let chosen = selection.choose(&all, failed.as_ref());
+            let (failed, name) = (failed.unwrap(), chosen[0].name.clone());
+            let (kernel, fs, subject) = ("k".to_owned(), "ext4".to_owned(), Subject::Rspawn);
+            let here = Cell { kernel, version: (6, 1), fs, subject, shape: Shape::Lean };
+            let elsewhere = Cell { fs: "btrfs".to_owned(), ..here.clone() };
+            assert!(failed.has(&here, &name) && !failed.has(&elsewhere, &name));
+            assert_eq!(
+                (failed.kernels(), failed.subjects()),
+                (vec!["k".to_owned()], &[subject][..])
+            );
+            anyhow::Ok(name)
         };
         assert_eq!(choose("").unwrap(), "vm::exit::c");
         assert_eq!(choose("1").unwrap(), "vm::bind::a");

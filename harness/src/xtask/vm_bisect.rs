@@ -55,9 +55,10 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let suite = suite::build(workspace)?;
     let wanted = options.case.trim_start_matches("vm::");
     let case = suite.cases.iter().find(|case| case.name.trim_start_matches("vm::") == wanted);
-    let case = case.with_context(|| format!("no case is named \"{wanted}\""))?;
+    let case = case.cloned().with_context(|| format!("no case is named \"{wanted}\""))?;
     let choice = accel::choose(workspace, options.accel)?;
     let run_dir = RunDir::make(workspace)?;
+    let suite = suite.pinned(run_dir.path())?;
     let differences = Differences::of(workspace.root())?;
     let human = Human::new(differences.clone(), Format::Human);
     human.line(&headline("vm-bisect", &run_dir, &choice));
@@ -65,11 +66,10 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let mut broken = None;
     let found = first_bad(rows.len(), |index| {
         let row = &rows[index];
-        let job = job_for(case, row, &lane_fs)?;
+        let job = job_for(&case, row, &lane_fs)?;
         let shapes = BTreeSet::from([job.cell.shape]);
         let ready = Ready::make(workspace, mirror, std::slice::from_ref(row), &shapes)?;
-        let run_options =
-            vm_test::Options::default().run_options(choice.clone(), vm_test::SILENCE_LIMIT);
+        let run_options = vm_test::default_run_options(choice.clone());
         let runner = ready.runner(workspace, &run_dir, &suite, &differences, &human, run_options);
         let end = runner.job(&job);
         let report = end.reports.into_iter().next().context("the case was not reported")?.report;

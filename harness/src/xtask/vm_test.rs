@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::accel::{self, Choice, Wish};
+use crate::case::Listing;
 use crate::guest::{Subject, fault};
 use crate::kernels::{self, Kernel, Row};
 use crate::machine::{self, GUEST_MEMORY_MIB, Parts, SCRATCH_MIB};
@@ -34,14 +35,14 @@ use crate::workspace::Workspace;
 use crate::{schedule, tool};
 
 use super::closing::Ended;
-use super::select::{Selection, Subjects};
+use super::select::{Failed, Selection, Subjects};
 use super::{doctor, list, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// How to choose and run cases.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Which cases
     #[command(flatten)]
@@ -141,7 +142,9 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         return super::kill_test::run(workspace, times);
     }
     let begun = Instant::now();
-    let rows = chosen_rows(workspace, options)?;
+    let differences = Differences::of(workspace.root())?;
+    let failed = options.selection.failed(workspace, &differences)?;
+    let rows = chosen_rows(workspace, options, failed.as_ref())?;
     let lane = lane(workspace, &options.lane)?;
     for kind in &options.fs {
         ensure!(lane.fs.contains(kind), "the lane {} has no file system \"{kind}\"", options.lane);
@@ -156,14 +159,13 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     if let Some(launcher) = &options.launcher {
         suite.program.clone_from(launcher);
     }
-    let differences = Differences::of(workspace.root())?;
     let names: Vec<String> = suite.cases.iter().map(|case| case.name.clone()).collect();
     let strangers = differences.strangers(&names);
     let mut all = suite.cases.clone();
     if options.with_faults {
         all.extend(fault::listings());
     }
-    let chosen = options.selection.choose(workspace, &all, &differences)?;
+    let chosen = options.selection.choose(&all, failed.as_ref());
     let cases = options.selection.share(&chosen);
     if cases.is_empty() {
         say("vm-test: nothing is selected\nhint: cargo xtask vm-test --list");
@@ -172,17 +174,27 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let versions: Vec<(String, (u32, u32))> =
         rows.iter().map(|row| (row.name.clone(), row.version)).collect();
     let asked = options.subject.map(Subjects::subjects);
-    let subjects = asked.unwrap_or(&lane.subjects);
+    let subjects = asked.unwrap_or_else(|| match &failed {
+        Some(failed) => failed.subjects(),
+        None => &lane.subjects,
+    });
     let axes = Axes {
         kernels: &versions,
         lane_fs: &lane.fs,
-        every_fs: lane.every_fs,
+        every_fs: lane.every_fs || failed.is_some(),
         fs: &options.fs,
         subjects,
     };
-    let mut plan = matrix::plan(&cases, &axes);
+    let planned = |cases: &[Listing]| {
+        let mut plan = matrix::plan(cases, &axes);
+        if let Some(failed) = &failed {
+            plan.retain(|cell, case| failed.has(cell, case));
+        }
+        plan
+    };
+    let mut plan = planned(&cases);
     differences.limit(&mut plan);
-    let whole = shard::names(&matrix::plan(&chosen, &axes));
+    let whole = shard::names(&planned(&chosen));
     if options.list {
         print!("{}", list::text(&cases, &axes));
         return Ok(ExitCode::SUCCESS);
@@ -206,6 +218,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let shapes = plan.jobs.iter().map(|job| job.cell.shape).collect();
     let ready = Ready::make(workspace, mirror, &rows, &shapes)?;
     let run_dir = RunDir::make(workspace)?;
+    let suite = suite.pinned(run_dir.path())?;
     let guests = options.guests();
     if options.dry_run {
         return dry_run(&plan, &ready, &choice, &suite, &run_dir);
@@ -276,17 +289,32 @@ impl Options {
     /// How guests are treated that this accelerator executes, and that may be silent for so long.
     #[must_use]
     pub fn run_options(&self, accel: Choice, silence_limit: Duration) -> RunOptions {
-        let available = || doctor::available_memory_mib().unwrap_or(0);
+        let default = default_run_options(accel);
         RunOptions {
-            accel,
             patience: self.timeout_factor,
             silence_limit,
-            memory_mib: self.mem_budget.unwrap_or_else(available),
+            memory_mib: self.mem_budget.unwrap_or(default.memory_mib),
             cold: self.cold,
             keep: self.keep,
             shell_on_failure: self.shell_on_failure,
             fail_fast: self.fail_fast,
+            ..default
         }
+    }
+}
+
+/// How guests are treated when nobody says anything.
+#[must_use]
+pub fn default_run_options(accel: Choice) -> RunOptions {
+    RunOptions {
+        accel,
+        patience: 1.0,
+        silence_limit: SILENCE_LIMIT,
+        memory_mib: doctor::available_memory_mib().unwrap_or(0),
+        cold: false,
+        keep: Keep::OnFailure,
+        shell_on_failure: false,
+        fail_fast: false,
     }
 }
 
@@ -387,14 +415,21 @@ pub fn lane(workspace: &Workspace, name: &str) -> Result<Lane> {
         .with_context(|| format!("there is no lane \"{name}\"\nhint: there are {known}"))
 }
 
-fn chosen_rows(workspace: &Workspace, options: &Options) -> Result<Vec<Row>> {
+fn chosen_rows(
+    workspace: &Workspace,
+    options: &Options,
+    failed: Option<&Failed>,
+) -> Result<Vec<Row>> {
     let rows = kernels::rows(workspace)?;
     if options.kernel.iter().any(|name| name == "all") {
         return Ok(rows);
     }
-    let lane = lane(workspace, &options.lane)?;
-    let names = if options.kernel.is_empty() { &lane.kernels } else { &options.kernel };
-    super::kernels::chosen(&rows, names)
+    let names = match failed {
+        _ if !options.kernel.is_empty() => options.kernel.clone(),
+        Some(failed) => failed.kernels(),
+        None => lane(workspace, &options.lane)?.kernels,
+    };
+    super::kernels::chosen(&rows, &names)
 }
 
 fn dry_run(
