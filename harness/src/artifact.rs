@@ -133,8 +133,9 @@ impl Store {
                 remove_tree(&temporary)?;
                 return Err(error);
             }
-            fs::File::open(&temporary)
-                .and_then(|dir| dir.sync_all())
+            // An entry that has its name is whole, also after a power cut.
+            let dir = fs::File::open(&temporary);
+            dir.and_then(|dir| Ok(rustix::fs::syncfs(&dir)?))
                 .with_context(|| format!("syncing {}", temporary.display()))?;
             fs::rename(&temporary, &path)
                 .with_context(|| format!("putting {id} into the store"))?;

@@ -32,6 +32,8 @@ const HELLO_LIMIT: Duration = Duration::from_secs(20);
 const RESTORE_LIMIT: Duration = Duration::from_secs(5);
 /// How long the last words of a guest may take to arrive after the news of its end.
 const SETTLING: Duration = Duration::from_millis(500);
+/// How long it takes at most until a guest is given up that nobody waits for any more.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Limit for a case on top of its own, for a guest that does not keep that.
 const CASE_MARGIN: Duration = Duration::from_secs(30);
 
@@ -62,6 +64,7 @@ impl Runner<'_> {
         let cell = &job.cell;
         let accel = self.accel();
         let factor = accel.timeout_factor() * self.options.patience;
+        let patience = self.options.patience.max(1.0);
         let first_kvm = accel == Accel::Kvm && accel::first_kvm_boot(self.workspace);
         let longest_s = cases.iter().map(|case| case.timeout_s).max().unwrap_or(0);
         let limits = Limits {
@@ -70,8 +73,9 @@ impl Runner<'_> {
             } else {
                 HELLO_LIMIT.mul_f64(factor * cell.shape.boot_factor())
             },
-            silence: self.options.silence_limit,
-            case: Duration::from_secs(u64::from(longest_s)).mul_f64(factor) + CASE_MARGIN,
+            silence: self.options.silence_limit.mul_f64(patience),
+            case: Duration::from_secs(u64::from(longest_s)).mul_f64(factor)
+                + CASE_MARGIN.mul_f64(patience),
         };
         let works: Vec<Work> = cases
             .iter()
@@ -94,11 +98,12 @@ impl Runner<'_> {
         let mut case_since = Instant::now();
         let mut heard = Instant::now();
         loop {
-            if self.stopped.load(Ordering::Relaxed) && watch.running().is_none() {
-                return Ok((reports, End::InCase));
-            }
             let Started { inputs, .. } = &alive.started;
-            let input = next_input(inputs, &watch, &limits, heard, case_since);
+            let is_over = || self.is_over(watch.running().is_some());
+            let Some(input) = next_input(inputs, &watch, &limits, (heard, case_since), is_over)
+            else {
+                return Ok((reports, End::InCase));
+            };
             heard = Instant::now();
             let silent = matches!(input, Input::Silence(_));
             let silent_kvm = first_kvm && watch.is_booting() && silent;
@@ -137,7 +142,10 @@ impl Runner<'_> {
                 }
                 Step::Failed => {
                     let case = watch.failed().map(str::to_owned);
-                    self.offer_shell(&mut alive, case)?;
+                    // What has been found out stands without the shell.
+                    if let Err(error) = self.offer_shell(&mut alive, case) {
+                        self.human.line(&format!("{cell}: {error:#}"));
+                    }
                     alive.started.qemu.end_within(Duration::ZERO)?;
                     break;
                 }
@@ -371,24 +379,31 @@ impl Runner<'_> {
     }
 }
 
-/// What comes next, or the silence that came instead.
+/// What comes next, or the silence that came instead; none when the run is over, which is asked now and then.
 fn next_input(
     inputs: &Receiver<Input>,
     watch: &Watch,
     limits: &Limits,
-    heard: Instant,
-    case_since: Instant,
-) -> Input {
+    (heard, case_since): (Instant, Instant),
+    is_over: impl Fn() -> bool,
+) -> Option<Input> {
     let limit = if watch.is_booting() { limits.hello } else { limits.silence };
     let mut deadline = heard + limit;
     let mut passed = limit;
     if watch.running().is_some() && case_since + limits.case < deadline {
         (deadline, passed) = (case_since + limits.case, limits.case);
     }
-    match inputs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(input) => input,
-        Err(RecvTimeoutError::Timeout) => Input::Silence(passed),
-        Err(RecvTimeoutError::Disconnected) => Input::ChannelClosed,
+    loop {
+        if is_over() {
+            return None;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match inputs.recv_timeout(left.min(LOOK_AGAIN)) {
+            Ok(input) => return Some(input),
+            Err(RecvTimeoutError::Timeout) if left > LOOK_AGAIN => {}
+            Err(RecvTimeoutError::Timeout) => return Some(Input::Silence(passed)),
+            Err(RecvTimeoutError::Disconnected) => return Some(Input::ChannelClosed),
+        }
     }
 }
 

@@ -159,7 +159,8 @@ pub fn plan(cases: &[Listing], axes: &Axes<'_>) -> Plan {
         for case in cases.iter().filter(|case| belongs(case, cell, axes)) {
             match reason_to_skip(case, cell, axes.fs) {
                 Some((code, why)) => {
-                    plan.skips.push(Skip { case: case.name.clone(), cell: cell.clone(), code, why })
+                    let (case, cell) = (case.name.clone(), cell.clone());
+                    plan.skips.push(Skip { case, cell, code, why });
                 }
                 None => job.cases.push(case.clone()),
             }

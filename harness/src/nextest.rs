@@ -8,16 +8,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::case::Listing;
-use crate::guest::Subject;
-use crate::kernels;
 use crate::matrix::{self, Axes};
 use crate::workspace::Workspace;
-use crate::xtask::{kernels as chosen_kernels, vm_test};
+use crate::xtask::vm_test;
 
 /// Directory of the programs that guests execute ([`crate::suite::keep`]).
 pub const SUITE: &str = "HARNESS_SUITE";
@@ -43,8 +41,13 @@ impl Words {
     fn read(more: &[&str]) -> Result<vm_test::Options> {
         let given = std::env::var(WORDS).unwrap_or_default();
         let words = ["vm-test"].into_iter().chain(given.split_whitespace());
-        let read = Self::try_parse_from(words.chain(more.iter().copied()));
-        Ok(read.with_context(|| format!("reading {WORDS}={given}"))?.options)
+        let what = || format!("reading {WORDS}={given}");
+        let options = Self::try_parse_from(words.chain(more.iter().copied()));
+        let options = options.with_context(what)?.options;
+        vm_test::check(&options).with_context(what)?;
+        // A trial that runs nothing would pass.
+        ensure!(options.runs(), "{WORDS}={given} runs no case");
+        Ok(options)
     }
 }
 
@@ -75,16 +78,18 @@ pub fn main(
 fn planned(workspace: &Workspace, cases: &[Listing]) -> Result<BTreeSet<String>> {
     let options = Words::read(&[])?;
     let lane = vm_test::lane(workspace, &options.lane)?;
-    let rows = kernels::rows(workspace)?;
-    let names = if options.kernel.is_empty() { &lane.kernels } else { &options.kernel };
-    let chosen = chosen_kernels::chosen(&rows, names)?;
+    let chosen = vm_test::chosen_rows(workspace, &options, None)?;
     let versions: Vec<_> = chosen.into_iter().map(|row| (row.name, row.version)).collect();
+    let subjects = match options.subject {
+        Some(asked) => asked.subjects(),
+        None => lane.subjects.as_slice(),
+    };
     let axes = Axes {
         kernels: &versions,
         lane_fs: &lane.fs,
         every_fs: lane.every_fs,
         fs: &options.fs,
-        subjects: &[Subject::Rspawn],
+        subjects,
     };
     let jobs = matrix::plan(cases, &axes).jobs;
     Ok(jobs.into_iter().flat_map(|job| job.cases).map(|case| case.name).collect())
@@ -94,7 +99,7 @@ fn planned(workspace: &Workspace, cases: &[Listing]) -> Result<BTreeSet<String>>
 fn run(workspace: &Workspace, name: &str) -> Result<()> {
     let options = Words::read(&["--exact", name, "--jobs", "1"])?;
     let code = vm_test::run(workspace, None, &options)?;
-    anyhow::ensure!(code == ExitCode::SUCCESS, "{code:?}, as told above");
+    ensure!(code == ExitCode::SUCCESS, "{code:?}, as told above");
     Ok(())
 }
 

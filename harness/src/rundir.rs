@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::artifact::Store;
 use crate::vm::process;
 use crate::workspace::Workspace;
+use crate::xtask::say;
 
 const LOCK: &str = "lock";
 const PREFIX: &str = "run-";
@@ -35,13 +36,17 @@ impl RunDir {
         let base = workspace.vm_dir();
         fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
         sweep(&base);
-        Store::at(base.join("store")).sweep()?;
+        // What another user's build has left, only that user can remove; it is in nobody's way.
+        if let Err(error) = Store::at(base.join("store")).sweep() {
+            say(&format!("tidying up: {error:#}"));
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let path = base.join(format!("{PREFIX}{}-{}", stamp(now), std::process::id()));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         let lock =
             File::create(path.join(LOCK)).with_context(|| format!("locking {}", path.display()))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        // Another start that tidies up may have it for a moment.
+        flock(&lock, FlockOperation::LockExclusive)
             .with_context(|| format!("locking {}", path.display()))?;
         Ok(Self { path, _lock: lock })
     }

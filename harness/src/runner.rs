@@ -27,6 +27,7 @@ use crate::report::{CaseReport, Verdict};
 use crate::schedule::Budget;
 use crate::shape::Shape;
 use crate::suite::Suite;
+use crate::sys;
 use crate::template::Templates;
 use crate::vm::watch::End;
 use crate::workspace::Workspace;
@@ -92,6 +93,8 @@ pub struct Runner<'a> {
 
 /// Why cases were not run that [`RunOptions::fail_fast`] kept from it.
 pub const STOPPED: &str = "another case failed before, and --fail-fast was given";
+/// Why cases were not run, or not to their end, when a signal ended the run.
+pub const INTERRUPTED: &str = "a signal ended the run";
 
 /// A case's end and where it ran.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -156,8 +159,10 @@ impl Runner<'_> {
         let mut attempt = 0;
         let _memory = self.budget.take(memory_mib(job));
         while !left.is_empty() {
-            if self.stopped.load(Ordering::Relaxed) {
-                let verdict = Verdict::NotRun { why: STOPPED.to_owned() };
+            let interrupted = sys::is_interrupted();
+            if interrupted || self.stopped.load(Ordering::Relaxed) {
+                let why = if interrupted { INTERRUPTED } else { STOPPED };
+                let verdict = Verdict::NotRun { why: why.to_owned() };
                 report_all(job, &mut left, &verdict, self.dir, &mut end);
                 break;
             }
@@ -245,6 +250,11 @@ impl Runner<'_> {
         if self.options.fail_fast && !located.is_fine(self.differences) {
             self.stopped.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a guest is not to go on, with or without a case that runs in it.
+    pub(crate) fn is_over(&self, in_case: bool) -> bool {
+        sys::is_interrupted() || self.stopped.load(Ordering::Relaxed) && !in_case
     }
 
     /// What executes guests now.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::case::Listing;
 use crate::nextest;
+use crate::report::summary::Blame;
 use crate::static_build;
 use crate::tool;
 use crate::workspace::Workspace;
@@ -45,12 +46,14 @@ pub fn build(workspace: &Workspace) -> Result<Suite> {
     // The first time takes minutes, of which cargo tells what it is at.
     let quiet = target_dir.exists() && !std::io::stderr().is_terminal();
     let what = [quickly, "--bin", project.program, "--test", project.suite];
-    let mut cargo = static_build::cargo(workspace, &target_dir, &what)?;
+    let cargo = static_build::cargo(workspace, &target_dir, &what);
+    let mut cargo = cargo.context(Blame::Build("building the suite for the guest"))?;
     cargo
         .args(quiet.then_some("--quiet"))
         .env("CARGO_PROFILE_RELEASE_LTO", "false")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-    let printed = tool::text(&mut cargo).context("building the suite for the guest")?;
+    let printed =
+        tool::text(&mut cargo).context(Blame::Build("building the suite for the guest"))?;
     let program = static_build::executable(&printed, project.program)?;
     let vm = static_build::executable(&printed, project.suite)?;
     Suite::of(program, vm)

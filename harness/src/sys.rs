@@ -1,5 +1,5 @@
 //! The calls that no safe crate offers: the death signal of a child, descriptors for a child, a child with namespaces
-//! of its own, and KVM's ioctls.
+//! of its own, a handler of signals, and KVM's ioctls.
 //!
 //! The only file of the harness with `unsafe` that runs on the host.
 #![allow(unsafe_code)]
@@ -12,9 +12,11 @@ use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
 
 /// Makes the child die when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG), puts it into a process group of
@@ -47,6 +49,34 @@ pub(crate) fn bind_to_this_thread(command: &mut Command, inherited: &[BorrowedFd
     unsafe {
         command.pre_exec(before_exec);
     }
+}
+
+/// How many signals have asked this process to end since [`catch_interrupts`].
+static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+
+/// Lets this process end in good order when it is asked to by SIGINT or SIGTERM ([`is_interrupted`]); at once when it is
+/// asked a second time.
+///
+/// # Errors
+/// When the kernel does not take the handler.
+pub(crate) fn catch_interrupts() -> Result<()> {
+    extern "C" fn note(_: libc::c_int) {
+        if INTERRUPTS.fetch_add(1, Ordering::Relaxed) > 0 {
+            // SAFETY: _exit is async-signal-safe, and runs nothing of ours. Guests die with us.
+            unsafe { libc::_exit(130) }
+        }
+    }
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler uses an atomic and _exit only, which are async-signal-safe.
+        unsafe { sigaction(signal, &action) }.with_context(|| format!("catching {signal}"))?;
+    }
+    Ok(())
+}
+
+/// Whether this process has been asked to end.
+pub(crate) fn is_interrupted() -> bool {
+    INTERRUPTS.load(Ordering::Relaxed) > 0
 }
 
 // Requests of <linux/kvm.h>, API version 12.

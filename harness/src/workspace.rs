@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::tool;
+
 /// What is tested: a program, and a suite of cases about it, which are one cargo package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Project {
@@ -92,6 +94,14 @@ impl Workspace {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The commit that is checked out, as git names it; empty without git.
+    #[must_use]
+    pub fn commit(&self) -> String {
+        let mut git = tool::command("git");
+        let printed = tool::text(git.args(["rev-parse", "HEAD"]).current_dir(&self.root));
+        printed.map(|hash| hash.trim().to_owned()).unwrap_or_default()
     }
 
     /// Cargo's target directory.

@@ -82,8 +82,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            // The command line is fine and so are the cases: it is the machine.
-            ExitCode::from(harness::report::summary::exit::INFRASTRUCTURE)
+            ExitCode::from(harness::report::summary::exit::of(&error))
         }
     }
 }

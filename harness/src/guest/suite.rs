@@ -18,6 +18,7 @@ use crate::nextest;
 use crate::report::Verdict;
 use crate::report::difference::{Differences, LIST};
 use crate::report::event::{Keep, Work};
+use crate::report::skips::{self, Expected};
 use crate::workspace::Workspace;
 
 /// All the cases, and what is needed to run them in place.
@@ -132,6 +133,14 @@ impl Suite {
         let nowhere = covered_nowhere(&listing, &lanes, &versions);
         ensure!(nowhere.is_empty(), "no cell of any lane can run {}", nowhere.join(", "));
         let names: Vec<String> = listing.into_iter().map(|case| case.name).collect();
+        let kernels: Vec<String> = versions.into_iter().map(|(name, _)| name).collect();
+        let strangers = Expected::of(workspace.root())?.strangers(&names, &kernels);
+        ensure!(
+            strangers.is_empty(),
+            "{} names no case with {}",
+            skips::LIST,
+            strangers.join(", ")
+        );
         let strangers = Differences::of(workspace.root())?.strangers(&names);
         ensure!(strangers.is_empty(), "{LIST} names no case with {}", strangers.join(", "));
         println!(
@@ -153,12 +162,15 @@ impl Suite {
     fn run_in_place(&self, subject: Subject, filters: &[&str]) -> Result<bool> {
         ensure!(rustix::process::geteuid().is_root(), "cases run as root");
         self.check_tables()?;
-        let chosen: Vec<&Case> = self
-            .cases()
-            .filter(|case| {
-                filters.is_empty() || filters.iter().any(|part| case.name.contains(part))
-            })
-            .collect();
+        // A whole name is meant alone, whatever other names it is a part of.
+        let is_whole = |part: &&&str| self.cases().any(|case| case.name == **part);
+        let (whole, parts): (Vec<&str>, Vec<&str>) = filters.iter().partition(is_whole);
+        let fits = |case: &&Case| {
+            filters.is_empty()
+                || whole.contains(&case.name)
+                || parts.iter().any(|part| case.name.contains(part))
+        };
+        let chosen: Vec<&Case> = self.cases().filter(fits).collect();
         if chosen.is_empty() {
             bail!("no case matches {filters:?}");
         }
@@ -190,7 +202,10 @@ impl Suite {
             let seconds = ended.took.as_secs_f64();
             match ended.verdict {
                 Verdict::Passed => println!("PASS {} {seconds:.2}s", case.name),
-                Verdict::Unmet { why } => println!("UNMET {} {why}", case.name),
+                Verdict::Unmet { why } => {
+                    failed += 1;
+                    println!("UNMET {} {why}", case.name);
+                }
                 verdict => {
                     failed += 1;
                     println!(

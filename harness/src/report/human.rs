@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::difference::Differences;
 use super::{CaseReport, Verdict, seconds};
@@ -53,6 +53,7 @@ impl Human {
         let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let bar = (format == Format::Human && std::io::stdout().is_terminal()).then(|| {
             let bar = ProgressBar::new_spinner();
+            bar.set_draw_target(ProgressDrawTarget::stdout());
             bar.set_style(
                 ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}")
                     .unwrap_or_else(|_| ProgressStyle::default_spinner()),

@@ -179,7 +179,7 @@ mod tests {
         let results: Vec<&Located> = results.iter().collect();
         let text = junit(&plan, &results, &[], |located| located.report.verdict == Verdict::Passed);
         for part in [
-            "<testsuite name=\"k ext4\" tests=\"3\" failures=\"1\" errors=\"1\" skipped=\"0\">",
+            "<testsuite name=\"k ext4\" tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\">",
             "<testcase classname=\"vm::a\" name=\"good\" time=\"1.500\"></testcase>",
             "<failure type=\"FAIL\" message=\"x &lt; &quot;y&quot;\">",
             "<system-out>\u{fffd}&amp;</system-out>",

@@ -177,3 +177,18 @@ pub struct CaseReport {
     /// The console's last lines, when they matter.
     pub console: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Verdict;
+
+    #[test]
+    fn a_verdict_of_any_length_fits_the_channel() {
+        let chain = vec!["outer".to_owned(), "ä".repeat(1 << 20), "lost".to_owned()];
+        let Verdict::Failed { chain } = (Verdict::Failed { chain }).bounded(100) else {
+            panic!("another verdict")
+        };
+        assert_eq!((chain.len(), chain[0].as_str()), (2, "outer"));
+        assert!(chain[1].len() < 120 && chain[1].ends_with("(cut)"), "{}", chain[1]);
+    }
+}

@@ -18,6 +18,12 @@ pub const REPORT: &str = "report.json";
 /// What a run was.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Shard {
+    /// What was tested, as git names it.
+    #[serde(default)]
+    pub commit: String,
+    /// What executed the guests.
+    #[serde(default)]
+    pub accel: String,
     /// Its share, as `--partition` names it; none for a whole run.
     pub partition: Option<String>,
     /// Everything that the run would have without its share: case runs and skips, by name.
@@ -191,6 +197,8 @@ fn merge_whole(shards: &[&Shard]) -> Result<Shard> {
 }
 
 fn together(mut one: Shard, other: Shard) -> Result<Shard> {
+    let (ours, theirs) = (&one.commit, &other.commit);
+    ensure!(ours == theirs, "one share tested {ours}, another {theirs}");
     ensure!(one.rounds == other.rounds, "the runs were not repeated equally often");
     one.whole.extend(other.whole);
     one.plan.jobs.extend(other.plan.jobs);
@@ -261,9 +269,9 @@ pub fn changes(before: &Shard, after: &Shard) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::Listing;
+    use crate::case::{ListedNeed, Listing};
     use crate::guest::Subject;
-    use crate::matrix::Cell;
+    use crate::matrix::{self, Axes, Cell};
     use crate::report::{CaseReport, Verdict};
     use crate::shape::Shape;
 
@@ -293,6 +301,8 @@ mod tests {
             reopen: None,
         };
         Shard {
+            commit: "c1".to_owned(),
+            accel: "tcg".to_owned(),
             partition: Some(partition.to_owned()),
             whole: names(&plan(whole)),
             plan: plan(cases),
@@ -315,6 +325,35 @@ mod tests {
         let shards = [shard("slice:1/2", ALL, &["a", "c"]), shard("slice:2/2", ALL, &["b"])];
         let merged = merge(&shards).unwrap();
         assert_eq!((merged.plan.size(), merged.results.len()), (3, 3));
+    }
+
+    #[test]
+    fn shares_of_two_commits_are_no_run() {
+        let one = shard("slice:1/2", ALL, &["a", "c"]);
+        let commit = "c2".to_owned();
+        let two = Shard { commit, ..shard("slice:2/2", ALL, &["b"]) };
+        assert!(refusal(&[one, two]).contains("one share tested c1, another c2"));
+    }
+
+    /// A case that names no file system runs, or is skipped, on each.
+    #[test]
+    fn shares_of_a_lane_with_every_file_system_make_it_whole() {
+        let needs = vec![ListedNeed::Kernel(6, 1)];
+        let case =
+            |name: &str| Listing { name: name.to_owned(), needs: needs.clone(), timeout_s: 1 };
+        let kernels = [("old".to_owned(), (5, 10))];
+        let lane_fs = ["ext4".to_owned(), "btrfs".to_owned()];
+        let subjects = &[Subject::Rspawn];
+        let axes = Axes { kernels: &kernels, lane_fs: &lane_fs, every_fs: true, fs: &[], subjects };
+        let of = |cases: &[Listing]| matrix::plan(cases, &axes);
+        let share = |partition: &str, only: Listing| Shard {
+            whole: names(&of(&[case("a"), case("b")])),
+            plan: of(&[only]),
+            results: Vec::new(),
+            ..shard(partition, ALL, &[])
+        };
+        let shards = [share("slice:1/2", case("a")), share("slice:2/2", case("b"))];
+        assert_eq!(merge(&shards).unwrap().plan.skips.len(), 4);
     }
 
     #[test]

@@ -68,6 +68,17 @@ impl Expected {
         Ok(expected)
     }
 
+    /// Rows that speak of no case of the suite, or of no kernel of the table.
+    #[must_use]
+    pub fn strangers(&self, cases: &[String], kernels: &[String]) -> Vec<String> {
+        let known = |row: &&Row| {
+            kernels.contains(&row.kernel)
+                && cases.iter().any(|case| case.contains(row.case.as_str()))
+        };
+        let strange = self.skip.iter().filter(|row| !known(row));
+        strange.map(|row| format!("{} on {}", row.case, row.kernel)).collect()
+    }
+
     /// What is wrong with the skips of a plan.
     #[must_use]
     pub fn complaints(&self, plan: &Plan, deny: Deny) -> Vec<String> {
@@ -135,6 +146,15 @@ mod tests {
     ) {
         let found = Expected::parse(list).unwrap().complaints(&planned(least), deny);
         assert_eq!(found.len(), count, "{found:?}");
+    }
+
+    #[test]
+    fn a_row_must_speak_of_something() {
+        let list = Expected::parse(ROW).unwrap();
+        let (cases, kernels) = (["vm::a::x".to_owned()], ["old".to_owned()]);
+        assert!(list.strangers(&cases, &kernels).is_empty());
+        assert_eq!(list.strangers(&cases, &[]), ["a::x on old"]);
+        assert_eq!(list.strangers(&[], &kernels), ["a::x on old"]);
     }
 
     #[test]

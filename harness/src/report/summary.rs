@@ -70,8 +70,45 @@ impl fmt::Display for Summary {
     }
 }
 
+/// What an error is about when it is not the machine: a context, or the error itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blame {
+    /// The command line, with what is wrong with it.
+    Usage(String),
+    /// The compiler, with what was built.
+    Build(&'static str),
+}
+
+impl fmt::Display for Blame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(what) => f.write_str(what),
+            Self::Build(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Blame {}
+
 /// Exit codes of `vm-test`; 4, 100 and 101 mean what they mean with nextest.
 pub mod exit {
+    use super::Blame;
+
+    /// The command line makes no sense.
+    pub const USAGE: u8 = 2;
+    /// A person, or the machine, ended it by a signal.
+    pub const INTERRUPTED: u8 = 130;
+
+    /// That of a command that ends with this error.
+    #[must_use]
+    pub fn of(error: &anyhow::Error) -> u8 {
+        match error.downcast_ref::<Blame>() {
+            Some(Blame::Usage(_)) => USAGE,
+            Some(Blame::Build(_)) => BUILD,
+            None => INFRASTRUCTURE,
+        }
+    }
+
     /// All planned ran and passed.
     pub const PASSED: u8 = 0;
     /// The filter selected nothing.
@@ -130,6 +167,15 @@ mod tests {
         let summary = Summary { passed: 3, failed: 1, skipped: 2 };
         assert_eq!(Summary::of_closing_line(&format!("vm-test: {summary}")), Some(summary));
         assert_eq!(Summary::of_closing_line("vm-test: boom"), None);
+    }
+
+    #[test]
+    fn an_error_ends_with_the_code_of_what_it_is_about() {
+        let usage = anyhow::anyhow!(Blame::Usage("no kernel".to_owned()));
+        let build = anyhow::anyhow!("no libseccomp.a").context(Blame::Build("building"));
+        assert_eq!(exit::of(&usage.context("choosing")), exit::USAGE);
+        assert_eq!(exit::of(&build), exit::BUILD);
+        assert_eq!(exit::of(&anyhow::anyhow!("no disk")), exit::INFRASTRUCTURE);
     }
 
     #[rstest]

@@ -84,6 +84,8 @@ impl Qemu {
         let qemu = Self { child };
         let pid = qemu.child.id();
         let started = start_time(pid).unwrap_or_default();
+        // Where memory is short, a guest is to go, not who knows what it was for. Without it, the kernel chooses.
+        let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "500");
         fs::write(dir.join(PID_FILE), format!("{pid} {started}\n"))
             .context("noting QEMU's process id")?;
         Ok((qemu, Ends { agent, monitor, console: console.map(|(ours, _)| ours) }))

@@ -16,7 +16,7 @@ use crate::report::human::{Human, failure_text};
 use crate::report::junit::junit;
 use crate::report::shard;
 use crate::report::summary::{Summary, exit, exit_code};
-use crate::runner::{JobEnd, Located, STOPPED};
+use crate::runner::{INTERRUPTED, JobEnd, Located, STOPPED};
 
 /// What a run was, when all its guests have ended.
 #[derive(Debug)]
@@ -60,18 +60,22 @@ impl Ended<'_> {
             }
         }
         self.line("");
-        let stopped = Verdict::NotRun { why: STOPPED.to_owned() };
-        let not_started =
-            results.iter().filter(|located| located.report.verdict == stopped).count();
-        let told =
-            |located: &&&Located| !self.is_fine(located) && located.report.verdict != stopped;
+        let ended_early = [STOPPED, INTERRUPTED].map(|why| {
+            let verdict = Verdict::NotRun { why: why.to_owned() };
+            let count = results.iter().filter(|located| located.report.verdict == verdict).count();
+            (verdict, count)
+        });
+        let was_due = |located: &Located| {
+            ended_early.iter().all(|(verdict, _)| *verdict != located.report.verdict)
+        };
+        let told = |located: &&&Located| !self.is_fine(located) && was_due(located);
         for located in results.iter().filter(told) {
             let logs = located.logs.display().to_string();
             let reopen = located.reopen.as_deref();
             self.line(&failure_text(&located.cell, &located.report, &logs, reopen));
         }
-        if not_started > 0 {
-            self.line(&format!("{not_started} were not run: {STOPPED}\n"));
+        for (verdict, count) in ended_early.iter().filter(|(_, count)| *count > 0) {
+            self.line(&format!("{count} were not run: {}\n", verdict.told()));
         }
         for why in &infrastructure {
             self.line(&format!("---- the machine: {why}\n"));

@@ -1,6 +1,7 @@
 //! `cargo xtask doctor`: what this machine has, and which accelerator guests will get and why. Changes nothing.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -47,10 +48,20 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// `MemAvailable` of /proc/meminfo.
+/// `MemAvailable` of /proc/meminfo, or what the cgroup leaves if that is less.
 #[must_use]
 pub fn available_memory_mib() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
+    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024;
+    Some(cgroup_memory_mib().map_or(machine, |cgroup| cgroup.min(machine)))
+}
+
+/// What our cgroup may still take (cgroup2, memory.max); none without a limit. One further up is not seen.
+fn cgroup_memory_mib() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let dir = Path::new("/sys/fs/cgroup").join(path);
+    let figure = |name: &str| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
+    Some(figure("memory.max")?.saturating_sub(figure("memory.current")?) >> 20)
 }

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 
 use crate::apt::Mirror;
 use crate::kernels::{self, Row};
+use crate::report::summary::Blame;
 use crate::workspace::Workspace;
 
 use super::say;
@@ -72,7 +73,7 @@ pub fn chosen(rows: &[Row], names: &[String]) -> Result<Vec<Row>> {
         let known = rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join(", ");
         ensure!(
             rows.iter().any(|row| row.name == *name),
-            "there is no kernel \"{name}\"\nhint: there are {known}"
+            Blame::Usage(format!("there is no kernel \"{name}\"\nhint: there are {known}"))
         );
     }
     Ok(rows.iter().filter(|row| names.contains(&row.name)).cloned().collect())

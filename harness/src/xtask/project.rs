@@ -29,7 +29,7 @@ pub fn main(workspace: &Workspace) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             say(&format!("vm-test: {error:#}"));
-            exit::INFRASTRUCTURE.into()
+            exit::of(&error).into()
         }
     }
 }

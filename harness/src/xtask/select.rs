@@ -12,6 +12,7 @@ use crate::guest::Subject;
 use crate::matrix::Cell;
 use crate::report::difference::Differences;
 use crate::report::shard::{REPORT, Shard};
+use crate::report::summary::Blame;
 use crate::rundir;
 use crate::workspace::Workspace;
 
@@ -27,7 +28,9 @@ pub enum Subjects {
 }
 
 impl Subjects {
-    pub(super) fn subjects(self) -> &'static [Subject] {
+    /// Them, in this order.
+    #[must_use]
+    pub fn subjects(self) -> &'static [Subject] {
         match self {
             Self::Rspawn => &[Subject::Rspawn],
             Self::Nspawn => &[Subject::Nspawn],
@@ -138,7 +141,7 @@ fn results_of(workspace: &Workspace, run: &str) -> Result<PathBuf> {
     let named = |path: &&PathBuf| path.to_string_lossy().ends_with(run);
     let with_results = |path: &&PathBuf| path.join(REPORT).is_file();
     let found = runs.iter().rev().filter(named).find(with_results);
-    let path = found.with_context(|| format!("no run \"{run}\" has results"))?;
+    let path = found.with_context(|| Blame::Usage(format!("no run \"{run}\" has results")))?;
     Ok(path.join(REPORT))
 }
 

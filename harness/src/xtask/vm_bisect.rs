@@ -13,7 +13,7 @@ use crate::matrix::{self, Axes};
 use crate::report::Verdict;
 use crate::report::difference::Differences;
 use crate::report::human::{Format, Human};
-use crate::report::summary::exit;
+use crate::report::summary::{Blame, exit};
 use crate::rundir::RunDir;
 use crate::suite;
 use crate::workspace::Workspace;
@@ -55,7 +55,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let suite = suite::build(workspace)?;
     let wanted = options.case.trim_start_matches("vm::");
     let case = suite.cases.iter().find(|case| case.name.trim_start_matches("vm::") == wanted);
-    let case = case.cloned().with_context(|| format!("no case is named \"{wanted}\""))?;
+    let case =
+        case.cloned().with_context(|| Blame::Usage(format!("no case is named \"{wanted}\"")))?;
     let choice = accel::choose(workspace, options.accel)?;
     let run_dir = RunDir::make(workspace)?;
     let suite = suite.pinned(run_dir.path())?;
@@ -97,9 +98,9 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
 fn between(rows: &[Row], good: &str, bad: &str) -> Result<Vec<Row>> {
     let at = |name: &str| {
         let known = rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join(", ");
-        rows.iter()
-            .position(|row| row.name == name)
-            .with_context(|| format!("there is no kernel \"{name}\"\nhint: there are {known}"))
+        rows.iter().position(|row| row.name == name).with_context(|| {
+            Blame::Usage(format!("there is no kernel \"{name}\"\nhint: there are {known}"))
+        })
     };
     let (good, bad) = (at(good)?, at(bad)?);
     ensure!(good != bad, "one kernel cannot be good and bad");

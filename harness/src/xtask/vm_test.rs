@@ -22,7 +22,7 @@ use crate::report::event::Keep;
 use crate::report::human::{Format, Human};
 use crate::report::shard::{self, Shard};
 use crate::report::skips::{Deny, Expected};
-use crate::report::summary::exit;
+use crate::report::summary::{Blame, exit};
 use crate::rundir::RunDir;
 use crate::runner::{RunOptions, Runner};
 use crate::schedule::Budget;
@@ -32,7 +32,7 @@ use crate::template::Templates;
 use crate::userland::Named;
 use crate::vm::args::{Sockets, qemu_arguments};
 use crate::workspace::Workspace;
-use crate::{schedule, tool};
+use crate::{schedule, sys, tool};
 
 use super::closing::Ended;
 use super::select::{Failed, Selection, Subjects};
@@ -105,25 +105,25 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
     /// List the selected cases with their needs, the cells they are for, and why one does not run them; run nothing
-    #[arg(long)]
+    #[arg(long, group = "instead")]
     pub list: bool,
     /// Build what guests execute, the kernels and the images, put the first into this directory, and run nothing
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, group = "instead", value_name = "DIR")]
     pub prepare: Option<PathBuf>,
     /// Print the plan and run nothing
-    #[arg(long, value_parser = ["json"], value_name = "FORMAT")]
+    #[arg(long, group = "instead", value_parser = ["json"], value_name = "FORMAT")]
     pub plan: Option<String>,
     /// Print QEMU's command lines and run nothing
-    #[arg(long)]
+    #[arg(long, group = "instead")]
     pub dry_run: bool,
     /// Show the output of passing cases too
     #[arg(short, long)]
     pub verbose: bool,
     /// Run the harness's own tests: guests that go wrong on purpose
-    #[arg(long)]
+    #[arg(long, group = "instead", conflicts_with_all = ["filters", "exact", "skip", "failed", "partition", "lane", "kernel", "fs", "subject", "launcher", "stress", "fail_fast", "junit", "report"])]
     pub self_test: bool,
     /// Kill the harness itself so many times, at random moments, and look for what it leaves [default: 50]
-    #[arg(long, value_name = "TIMES", num_args = 0..=1, require_equals = true, default_missing_value = "50")]
+    #[arg(long, group = "instead", conflicts_with_all = ["filters", "exact", "skip", "failed", "partition", "lane", "kernel", "fs", "subject", "launcher", "stress", "fail_fast", "junit", "report"], value_name = "TIMES", num_args = 0..=1, require_equals = true, default_missing_value = "50")]
     pub kill_test: Option<u32>,
     /// Count the guests that go wrong on purpose among the cases
     #[arg(long, hide = true)]
@@ -147,15 +147,13 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let rows = chosen_rows(workspace, options, failed.as_ref())?;
     let lane = lane(workspace, &options.lane)?;
     for kind in &options.fs {
-        ensure!(lane.fs.contains(kind), "the lane {} has no file system \"{kind}\"", options.lane);
+        let known = lane.fs.join(", ");
+        ensure!(
+            lane.fs.contains(kind),
+            Blame::Usage(format!("there is no file system \"{kind}\"\nhint: there are {known}"))
+        );
     }
-    let mut suite = match suite::build(workspace) {
-        Ok(suite) => suite,
-        Err(error) => {
-            say(&format!("vm-test: {error:#}"));
-            return Ok(exit::BUILD.into());
-        }
-    };
+    let mut suite = suite::build(workspace)?;
     if let Some(launcher) = &options.launcher {
         suite.program.clone_from(launcher);
     }
@@ -167,7 +165,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     }
     let chosen = options.selection.choose(&all, failed.as_ref());
     let cases = options.selection.share(&chosen);
-    if cases.is_empty() {
+    if chosen.is_empty() {
         say("vm-test: nothing is selected\nhint: cargo xtask vm-test --list");
         return Ok(exit::NOTHING_SELECTED.into());
     }
@@ -233,6 +231,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         plan.unassigned.len(),
         GUEST_MEMORY_MIB
     ));
+    let accel = choice.accel;
     let run_options = options.run_options(choice, SILENCE_LIMIT);
     let runner = ready.runner(workspace, &run_dir, &suite, &differences, &human, run_options);
     let once = if options.fresh_vm || options.keep == Keep::Always {
@@ -241,6 +240,12 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         matrix::split(plan.jobs.clone(), guests)
     };
     let jobs: Vec<Job> = (0..options.stress).flat_map(|_| once.clone()).collect();
+    // Better now than after an hour.
+    for path in options.junit.iter().chain(&options.report) {
+        let file = fs::File::options().append(true).create(true).open(path);
+        file.with_context(|| Blame::Usage(format!("writing {}", path.display())))?;
+    }
+    sys::catch_interrupts()?;
     let ends = schedule::run(jobs, guests, |job: Job| runner.job(&job));
     human.finish();
     let ended = Ended {
@@ -253,6 +258,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         verb: "vm-test",
     };
     let report = Shard {
+        commit: workspace.commit(),
+        accel: accel.to_string(),
         partition: options.selection.partition.map(|partition| partition.to_string()),
         whole,
         plan: plan.clone(),
@@ -262,10 +269,6 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         retries: ends.iter().map(|end| end.retries).sum(),
         wrong_lists,
     };
-    report.write(&run_dir.path().join(shard::REPORT))?;
-    if let Some(file) = &options.report {
-        report.write(file)?;
-    }
     let took = begun.elapsed().as_secs_f64();
     let pace = report.results.len() as f64 / took * 60.0;
     let first = human.first_verdict().map_or_else(String::new, |at| {
@@ -275,10 +278,25 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         "logs:  {}   took {took:.1} s, {first}{pace:.0} verdicts a minute",
         run_dir.path().display()
     ));
-    Ok(ended.tell(options.verbose, options.junit.as_deref())?.into())
+    let code = ended.tell(options.verbose, options.junit.as_deref())?;
+    report.write(&run_dir.path().join(shard::REPORT))?;
+    if let Some(file) = &options.report {
+        report.write(file)?;
+    }
+    // A share that is empty is told, and is a share of the whole all the same.
+    let code = if cases.is_empty() { exit::NOTHING_SELECTED } else { code };
+    let overruled = sys::is_interrupted() && code != exit::ACCOUNTING;
+    Ok(if overruled { exit::INTERRUPTED } else { code }.into())
 }
 
 impl Options {
+    /// Whether it is cases that they run.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        let plans = self.list || self.dry_run || self.plan.is_some() || self.prepare.is_some();
+        !plans && !self.self_test && self.kill_test.is_none()
+    }
+
     /// Guests at a time.
     #[must_use]
     pub fn guests(&self) -> usize {
@@ -409,13 +427,15 @@ pub fn lane(workspace: &Workspace, name: &str) -> Result<Lane> {
         fs::read_to_string(workspace.file("qemu/lanes.toml")).context("reading qemu/lanes.toml")?;
     let lanes: Lanes = toml::from_str(&text).context("reading qemu/lanes.toml")?;
     let known = lanes.keys().cloned().collect::<Vec<_>>().join(", ");
-    lanes
-        .get(name)
-        .cloned()
-        .with_context(|| format!("there is no lane \"{name}\"\nhint: there are {known}"))
+    let unknown = || Blame::Usage(format!("there is no lane \"{name}\"\nhint: there are {known}"));
+    lanes.get(name).cloned().ok_or_else(|| unknown().into())
 }
 
-fn chosen_rows(
+/// The kernels that the options, or what failed, name; the lane's where neither does.
+///
+/// # Errors
+/// When a table cannot be read, or has no such kernel.
+pub fn chosen_rows(
     workspace: &Workspace,
     options: &Options,
     failed: Option<&Failed>,
@@ -464,12 +484,11 @@ fn dry_run(
 /// When a factor is no positive number, or a shell is asked for where nobody can type.
 pub fn check(options: &Options) -> Result<()> {
     if !(options.timeout_factor.is_finite() && options.timeout_factor > 0.0) {
-        bail!("--timeout-factor must be a number above 0");
+        bail!(Blame::Usage("--timeout-factor must be a number above 0".to_owned()));
     }
     if options.shell_on_failure && !std::io::stdin().is_terminal() {
-        bail!(
-            "--shell-on-failure needs a terminal\nhint: cargo xtask vm-shell --at RUN/N, which a failure prints"
-        );
+        let hint = "cargo xtask vm-shell --at RUN/N, which a failure prints";
+        bail!(Blame::Usage(format!("--shell-on-failure needs a terminal\nhint: {hint}")));
     }
     Ok(())
 }
