@@ -1,4 +1,5 @@
-//! Which kernels guests can run, and how a Debian package becomes what QEMU and the guest's PID 1 need.
+//! Which kernels guests can run, and how a Debian package, or a kernel of one's own, becomes what QEMU and the guest's
+//! PID 1 need.
 //!
 //! A built kernel is one entry of the store: `vmlinux` (started through PVH, which saves the guest from unpacking
 //! itself), `mods.ext4` (modules with their dependency list, decompressed), `boot/` (the modules of the initramfs and
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::apt::{Mirror, Package, Suite};
 use crate::artifact::{Key, Store};
 use crate::ext4;
+use crate::local_kernel::Local;
 use crate::tool;
 use crate::workspace::Workspace;
 
@@ -40,6 +42,23 @@ pub struct Row {
     pub package: String,
     /// Version that needs are compared with.
     pub version: (u32, u32),
+    /// Where it lies, if it is no row of the table.
+    #[serde(skip)]
+    pub local: Option<Local>,
+}
+
+impl Row {
+    /// Its name as a part of a file's.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        file_name(&self.name)
+    }
+}
+
+/// The name of a kernel, or of a cell, as a part of a file's: one that lies somewhere is named after its path.
+#[must_use]
+pub fn file_name(name: &str) -> String {
+    name.replace([' ', '/', ':'], "-")
 }
 
 #[derive(Debug, Deserialize)]
@@ -181,7 +200,14 @@ pub fn kernel(
     say: &mut dyn FnMut(&str),
 ) -> Result<Kernel> {
     let store = Store::at(workspace.vm_dir().join("store"));
-    let entry = format!("kernel-{}", row.name);
+    let entry = format!("kernel-{}", row.file_name());
+    if let Some(local) = &row.local {
+        let dir = store.entry(&entry, local.key()?, |at| {
+            say(&format!("kernel {}: unpacking {}", row.name, local.release));
+            local.build(at)
+        });
+        return read_built(row, dir.with_context(|| format!("building the kernel {}", row.name))?);
+    }
     let locked = read_lock(workspace)?.kernels.get(&row.name).cloned();
     let substitute_path = workspace.vm_dir().join(format!("substitute-{}.toml", row.name));
     if let Some(locked) = &locked
@@ -286,17 +312,36 @@ fn build(suite: &Suite, locked: &Locked, at: &Path) -> Result<()> {
     for package in &locked.packages {
         suite.unpack(package, &tree)?;
     }
-    let usr = if tree.join("usr/lib/modules").is_dir() { tree.join("usr") } else { tree.clone() };
-    let all = usr.join("lib/modules");
+    let all = modules_below(&tree);
     let release = only_entry(&all)?;
-    let modules = all.join(&release);
-    let vmlinuz = [tree.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")]
-        .into_iter()
-        .find(|path| path.is_file())
-        .context("the packages hold no vmlinuz")?;
-    unpack_vmlinux(&vmlinuz, &at.join("vmlinux"))
+    let vmlinuz =
+        vmlinuz_of(&tree, &all.join(&release), &release).context("the packages hold no vmlinuz")?;
+    assemble(&vmlinuz, &all.join(&release), at)?;
+    crate::artifact::remove_tree(&tree)
+}
+
+/// Where a tree has the modules of its kernels.
+pub(crate) fn modules_below(tree: &Path) -> PathBuf {
+    let merged = tree.join("usr/lib/modules");
+    if merged.is_dir() { merged } else { tree.join("lib/modules") }
+}
+
+/// The kernel that belongs to these modules, in one of the places where packages and kernel builds put it.
+pub(crate) fn vmlinuz_of(tree: &Path, modules: &Path, release: &str) -> Option<PathBuf> {
+    let boot = tree.join("boot").join(format!("vmlinuz-{release}"));
+    let places = [boot, modules.join("vmlinuz"), tree.join("vmlinuz"), tree.join("bzImage")];
+    places.into_iter().find(|path| path.is_file())
+}
+
+/// Makes the files of a built kernel in `at`, of a kernel and of modules, a directory of a release below a
+/// `lib/modules`, which is changed.
+pub(crate) fn assemble(vmlinuz: &Path, modules: &Path, at: &Path) -> Result<()> {
+    let what = || format!("{} is no directory of modules", modules.display());
+    let release = modules.file_name().and_then(|name| name.to_str()).with_context(what)?;
+    let usr = modules.ancestors().nth(3).with_context(what)?;
+    unpack_vmlinux(vmlinuz, &at.join("vmlinux"))
         .with_context(|| format!("unpacking {}", vmlinuz.display()))?;
-    decompress_modules(&modules)?;
+    decompress_modules(modules)?;
     for leftover in ["vmlinuz", "build", "source"] {
         match fs::remove_file(modules.join(leftover)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -305,15 +350,14 @@ fn build(suite: &Suite, locked: &Locked, at: &Path) -> Result<()> {
             _ => {}
         }
     }
-    tool::output(tool::command("depmod").arg("-b").arg(&usr).arg(&release))
+    tool::output(tool::command("depmod").arg("-b").arg(usr).arg(release))
         .context("listing module dependencies")?;
-    ext4::image_of(&modules, &at.join("mods.ext4"))?;
-    collect_boot_modules(&usr, &release, &at.join("boot"))?;
-    fs::write(at.join("release"), &release).context("writing the kernel's release")?;
-    crate::artifact::remove_tree(&tree)
+    ext4::image_of(modules, &at.join("mods.ext4"))?;
+    collect_boot_modules(usr, release, &at.join("boot"))?;
+    fs::write(at.join("release"), release).context("writing the kernel's release")
 }
 
-fn only_entry(dir: &Path) -> Result<String> {
+pub(crate) fn only_entry(dir: &Path) -> Result<String> {
     let mut names = fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
     let name = names.next().with_context(|| format!("{} is empty", dir.display()))?;
     Ok(name

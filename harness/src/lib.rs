@@ -1,7 +1,7 @@
 //! Boots distribution kernels in QEMU and runs test cases inside.
 //!
 //! The guest runs the cases, the host plans and judges. In the order of a run: [`suite`] builds what guests execute,
-//! [`matrix`] plans cases over cells, [`accel`] chooses who executes guests, [`kernels`] and [`userland`] make what
+//! [`matrix`] plans cases over cells, [`accel`] chooses who executes guests, [`kernels`] ([`local_kernel`]) and [`userland`] make what
 //! they boot and mount (kept in [`artifact`]'s store, from packages that [`apt`] finds), [`runner`] gives each of
 //! [`schedule`]'s jobs to one guest after the other, and [`report`] tells what came of it. A guest is a [`machine`] with a
 //! [`scratch`] disk, restored from a [`template`] with the pieces in [`vm`]; what a failed case leaves of it is [`kept`],
@@ -105,6 +105,7 @@ pub mod initramfs;
 pub mod kept;
 pub mod kernels;
 mod life;
+pub mod local_kernel;
 pub mod machine;
 pub mod matrix;
 pub mod need;

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use crate::accel::{self, Accel};
 use crate::artifact::Store;
 use crate::kept::{Kept, MEMORY_FS};
+use crate::kernels::file_name;
 use crate::machine::{self, scratch_disk};
 use crate::report::event::{Begin, Event, Order, Scratch, Work};
 use crate::report::{CaseReport, Verdict};
@@ -300,7 +301,7 @@ impl Runner<'_> {
         act: impl FnOnce(&Kind<'_>) -> Result<T>,
     ) -> Result<T> {
         let cell = &assignment.job.cell;
-        let name = format!("{}-{}", cell.kernel, cell.shape.name());
+        let name = format!("{}-{}", file_name(&cell.kernel), cell.shape.name());
         let scratch_bytes = scratch.metadata().context("measuring the scratch disk")?.len();
         act(&Kind { name: &name, config, suite: self.suite, scratch_bytes })
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::accel::Accel;
 use crate::guest::{PROGRAM_IN_INITRAMFS, Subject};
 use crate::initramfs::Archive;
-use crate::kernels::Kernel;
+use crate::kernels::{self, Kernel};
 use crate::report::event::{Begin, Scratch};
 use crate::shape::{self, Shape};
 use crate::suite::Suite;
@@ -108,7 +108,8 @@ pub fn begin(fs: &str, scratch: Scratch, subject: Subject, timeout_factor: f64) 
 pub fn initramfs(dir: &Path, kernel: &Kernel, suite: &Suite) -> Result<PathBuf> {
     static MAKING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = dir.join(format!("{}.cpio", kernel.name));
+    let name = kernels::file_name(&kernel.name);
+    let path = dir.join(format!("{name}.cpio"));
     if path.exists() {
         return Ok(path);
     }
@@ -128,7 +129,7 @@ pub fn initramfs(dir: &Path, kernel: &Kernel, suite: &Suite) -> Result<PathBuf> 
         order.push('\n');
     }
     archive = archive.file("/modules/order", 0o644, order.as_bytes());
-    let half = dir.join(format!(".{}.cpio", kernel.name));
+    let half = dir.join(format!(".{name}.cpio"));
     fs::write(&half, archive.finish())
         .and_then(|()| fs::rename(&half, &path))
         .with_context(|| format!("writing {}", path.display()))?;

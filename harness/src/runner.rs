@@ -17,7 +17,7 @@ use crate::accel::{Accel, Choice};
 use crate::case::Listing;
 use crate::guest::Subject;
 use crate::kept;
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, file_name};
 use crate::machine::{GUEST_MEMORY_MIB, Parts, SCRATCH_MIB, scratch_file};
 use crate::matrix::{Cell, Job};
 use crate::report::difference::Differences;
@@ -167,8 +167,7 @@ impl Runner<'_> {
                 break;
             }
             let number = self.next_guest.fetch_add(1, Ordering::Relaxed);
-            let dir =
-                self.dir.join(format!("{number:02}-{}", job.cell.to_string().replace(' ', "-")));
+            let dir = self.dir.join(format!("{number:02}-{}", file_name(&job.cell.to_string())));
             let next = Assignment { number, job, cases: &left, boot, attempt, dir: &dir };
             let (reports, how) = match self.next(&next, &mut carried) {
                 Ok(ended) => ended,

@@ -1,9 +1,12 @@
 //! `cargo xtask kernels`: the kernels that guests run, and their lock file.
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 
 use crate::apt::Mirror;
 use crate::kernels::{self, Row};
+use crate::local_kernel;
 use crate::report::summary::Blame;
 use crate::workspace::Workspace;
 
@@ -64,17 +67,51 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, action: &Action) -> Resu
     Ok(())
 }
 
-/// The rows of these names.
+/// The rows of these names, in which `*` stands for anything, and of `path:PATH` ([`local_kernel`]).
 ///
 /// # Errors
-/// When there is no such row.
+/// When there is no such row, or no kernel at such a path.
 pub fn chosen(rows: &[Row], names: &[String]) -> Result<Vec<Row>> {
-    for name in names {
+    let (paths, names): (Vec<&String>, Vec<&String>) =
+        names.iter().partition(|name| name.starts_with(local_kernel::PREFIX));
+    for name in &names {
         let known = rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join(", ");
         ensure!(
-            rows.iter().any(|row| row.name == *name),
+            rows.iter().any(|row| fits(name, &row.name)),
             Blame::Usage(format!("there is no kernel \"{name}\"\nhint: there are {known}"))
         );
     }
-    Ok(rows.iter().filter(|row| names.contains(&row.name)).cloned().collect())
+    let named = |row: &&Row| names.iter().any(|name| fits(name, &row.name));
+    let mut found: Vec<Row> = rows.iter().filter(named).cloned().collect();
+    for name in paths {
+        let path = Path::new(name.trim_start_matches(local_kernel::PREFIX));
+        let row = local_kernel::row(name, path);
+        found.push(row.with_context(|| Blame::Usage(format!("choosing {name}")))?);
+    }
+    Ok(found)
+}
+
+/// Whether a name is what the pattern says.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else { return pattern == name };
+    let Some(rest) = name.strip_prefix(before) else { return false };
+    (0..=rest.len()).any(|at| rest.is_char_boundary(at) && fits(after, &rest[at..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::fits;
+
+    #[rstest]
+    #[case("debian-6.1", "debian-6.1", true)]
+    #[case("debian-6.1", "debian-6.12", false)]
+    #[case("debian-6.*", "debian-6.12", true)]
+    #[case("*-6*2", "debian-6.12", true)]
+    #[case("*", "debian-sid", true)]
+    #[case("debian-*1", "debian-sid", false)]
+    fn a_star_stands_for_anything(#[case] pattern: &str, #[case] name: &str, #[case] fit: bool) {
+        assert_eq!(fits(pattern, name), fit);
+    }
 }

@@ -41,7 +41,7 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// What guest to boot.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Which {
-    /// Kernel to boot, from qemu/kernels.toml
+    /// Kernel to boot, from qemu/kernels.toml, or path:PATH for one of your own
     #[arg(long)]
     pub kernel: Option<String>,
     /// File system of /scratch
@@ -123,7 +123,7 @@ impl Single {
         let brought = bring::pack(bring, run_dir.path())?;
         // A template has no disk for what is brought.
         let template =
-            brought.is_empty().then(|| (&suite, format!("{}-{}", row.name, shape.name())));
+            brought.is_empty().then(|| (&suite, format!("{}-{}", row.file_name(), shape.name())));
         let plan = Plan {
             config: parts.machine(initramfs, machine::scratch_disk(&scratch)),
             fs: &which.fs,

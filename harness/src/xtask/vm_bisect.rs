@@ -172,6 +172,7 @@ mod tests {
             suite: String::new(),
             package: String::new(),
             version: (6, minor),
+            local: None,
         };
         let rows = [row("a", 1), row("b", 2), row("c", 3)];
         let names = |good: &str, bad: &str| -> Vec<String> {

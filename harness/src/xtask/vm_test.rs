@@ -50,7 +50,7 @@ pub struct Options {
     /// Set of cells, from qemu/lanes.toml
     #[arg(long, default_value = "quick")]
     pub lane: String,
-    /// Kernels instead of the lane's, or `all`
+    /// Kernels instead of the lane's: names, in which * stands for anything, path:PATH for one of your own, or all
     #[arg(long, value_delimiter = ',')]
     pub kernel: Vec<String>,
     /// File systems out of the lane's: cases that need none run on each of these
