@@ -10,7 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::matrix::{Job, Plan};
+use crate::report::summary::Blame;
+use crate::rundir;
 use crate::runner::{JobEnd, Located};
+use crate::workspace::Workspace;
 
 /// File in a run's directory.
 pub const REPORT: &str = "report.json";
@@ -68,6 +71,24 @@ impl Shard {
         let what = || format!("reading {}", file.display());
         let text = std::fs::read(file).with_context(what)?;
         serde_json::from_slice(&text).with_context(what)
+    }
+
+    /// Reads the report at this path, or that of the last run whose name ends so and that has one.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn find(workspace: &Workspace, name: &str) -> Result<Self> {
+        let path = Path::new(name);
+        if !name.is_empty() && path.exists() {
+            let report = if path.is_dir() { path.join(REPORT) } else { path.to_owned() };
+            return Self::read(&report);
+        }
+        let runs = rundir::runs(workspace)?;
+        let fits =
+            |path: &&PathBuf| path.to_string_lossy().ends_with(name) && path.join(REPORT).is_file();
+        let found = runs.iter().rev().find(fits);
+        let dir = found.with_context(|| Blame::Usage(format!("no run \"{name}\" has results")))?;
+        Self::read(&dir.join(REPORT))
     }
 
     /// Reads a report, or all that are in a directory at any depth.

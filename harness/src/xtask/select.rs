@@ -2,7 +2,6 @@
 //!
 //! Invariant: the shares of `--partition` are disjoint and together everything, whatever the filters leave.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,9 +10,7 @@ use crate::case::Listing;
 use crate::guest::Subject;
 use crate::matrix::Cell;
 use crate::report::difference::Differences;
-use crate::report::shard::{REPORT, Shard};
-use crate::report::summary::Blame;
-use crate::rundir;
+use crate::report::shard::Shard;
 use crate::workspace::Workspace;
 
 /// Which launchers a run has.
@@ -50,7 +47,7 @@ pub struct Selection {
     /// Leave out cases whose name contains this, or is this with --exact
     #[arg(long, value_name = "PART")]
     pub skip: Vec<String>,
-    /// Only what did not pass in this run, or in the last one, in the cells in which it did not
+    /// Only what did not pass in this run or report, or in the last run, in the cells in which it did not
     #[arg(long, value_name = "RUN", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub failed: Option<String>,
     /// Only this share of the cases: slice:M/N deals them out in order, hash:M/N by name
@@ -69,7 +66,7 @@ impl Selection {
         differences: &Differences,
     ) -> Result<Option<Failed>> {
         let Some(run) = &self.failed else { return Ok(None) };
-        let results = Shard::read(&results_of(workspace, run)?)?.results;
+        let results = Shard::find(workspace, run)?.results;
         let failed = results.into_iter().filter(|located| !located.is_fine(differences));
         Ok(Some(Failed(failed.map(|located| (located.cell, located.report.case)).collect())))
     }
@@ -133,16 +130,6 @@ impl Failed {
 
 fn short(name: &str) -> &str {
     name.strip_prefix("vm::").unwrap_or(name)
-}
-
-/// The results of a run by its name; of the last one that has any when the name is empty.
-fn results_of(workspace: &Workspace, run: &str) -> Result<PathBuf> {
-    let runs = rundir::runs(workspace)?;
-    let named = |path: &&PathBuf| path.to_string_lossy().ends_with(run);
-    let with_results = |path: &&PathBuf| path.join(REPORT).is_file();
-    let found = runs.iter().rev().filter(named).find(with_results);
-    let path = found.with_context(|| Blame::Usage(format!("no run \"{run}\" has results")))?;
-    Ok(path.join(REPORT))
 }
 
 /// A share of the cases, with the words and the meaning that cargo-nextest has for them.
@@ -215,6 +202,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::report::shard::REPORT;
     use crate::shape::Shape;
 
     fn cases(names: &[&str]) -> Vec<Listing> {

@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::report::difference::Differences;
 use crate::report::human::{Format, Human};
 use crate::report::shard::{self, Shard};
 use crate::report::summary::exit;
-use crate::rundir;
 use crate::workspace::Workspace;
 
 use super::closing::Ended;
@@ -71,10 +70,11 @@ pub fn run(workspace: &Workspace, action: &Action) -> Result<ExitCode> {
             }
         }
         Action::Show { run } => {
-            tell(workspace, &find(workspace, run.as_deref().unwrap_or(""))?, None)
+            tell(workspace, &Shard::find(workspace, run.as_deref().unwrap_or(""))?, None)
         }
         Action::Compare { before, after } => {
-            let changes = shard::changes(&find(workspace, before)?, &find(workspace, after)?);
+            let changes =
+                shard::changes(&Shard::find(workspace, before)?, &Shard::find(workspace, after)?);
             changes.iter().for_each(|line| println!("{line}"));
             println!("vm-report: {} differ", changes.len());
             Ok(ExitCode::SUCCESS)
@@ -97,20 +97,4 @@ fn tell(workspace: &Workspace, shard: &Shard, junit: Option<&Path>) -> Result<Ex
     };
     human.finish();
     Ok(ended.tell(false, junit)?.into())
-}
-
-/// A report by its path, or that of the last run whose name ends so.
-fn find(workspace: &Workspace, name: &str) -> Result<Shard> {
-    let path = Path::new(name);
-    if !name.is_empty() && path.exists() {
-        let report = if path.is_dir() { path.join(shard::REPORT) } else { path.to_owned() };
-        return Shard::read(&report);
-    }
-    let runs = rundir::runs(workspace)?;
-    let fits = |path: &&PathBuf| {
-        path.to_string_lossy().ends_with(name) && path.join(shard::REPORT).is_file()
-    };
-    let found = runs.iter().rev().find(fits);
-    let dir = found.with_context(|| format!("no run \"{name}\" has a report"))?;
-    Shard::read(&dir.join(shard::REPORT))
 }
