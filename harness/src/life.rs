@@ -103,6 +103,10 @@ impl Runner<'_> {
             let is_over = || self.is_over(watch.running().is_some());
             let Some(input) = next_input(inputs, &watch, &limits, (heard, case_since), is_over)
             else {
+                if watch.running().is_none() {
+                    watch.conclude(&console.read());
+                    self.tell(assignment, &mut watch, &mut reports);
+                }
                 return Ok((reports, End::InCase));
             };
             heard = Instant::now();
