@@ -125,7 +125,7 @@ impl Store {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
         let _lock = self.lock(&id)?;
         if !path.is_dir() {
-            let temporary = self.dir.join(format!(".{id}.tmp"));
+            let temporary = self.temporary(&id);
             remove_tree(&temporary)?;
             fs::create_dir(&temporary)
                 .with_context(|| format!("making {}", temporary.display()))?;
@@ -195,7 +195,7 @@ impl Store {
 
     fn remove(&self, id: &str) -> Result<()> {
         // Out of sight in one step, so that nobody finds half of it.
-        let aside = self.dir.join(format!(".{id}.tmp"));
+        let aside = self.temporary(id);
         let _lock = self.lock(id)?;
         remove_tree(&aside)?;
         match fs::rename(self.dir.join(id), &aside) {
@@ -214,9 +214,8 @@ impl Store {
         for entry in fs::read_dir(&self.dir).into_iter().flatten() {
             let entry = entry.with_context(|| format!("listing {}", self.dir.display()))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(id) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")) else {
-                continue;
-            };
+            let name = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+            let Some((id, _)) = name.and_then(|name| name.rsplit_once('.')) else { continue };
             let path = self.lock_path(id);
             let lock =
                 fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
@@ -225,6 +224,11 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Where this process alone makes an entry: programs that a killed one has started may still write to theirs.
+    fn temporary(&self, id: &str) -> PathBuf {
+        self.dir.join(format!(".{id}.{}.tmp", std::process::id()))
     }
 
     fn lock_path(&self, id: &str) -> PathBuf {
@@ -321,14 +325,14 @@ mod tests {
     fn a_sweep_removes_what_a_killed_build_left_and_nothing_that_is_being_built() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path().to_owned());
-        fs::create_dir(dir.path().join(".dead-0.tmp")).unwrap();
+        fs::create_dir(dir.path().join(".dead-0.7.tmp")).unwrap();
         store
             .entry("x", Key::of("test"), |at| {
                 store.sweep()?;
                 Ok(fs::write(at.join("f"), "")?)
             })
             .unwrap();
-        assert!(!dir.path().join(".dead-0.tmp").exists());
+        assert!(!dir.path().join(".dead-0.7.tmp").exists());
     }
 
     #[test]

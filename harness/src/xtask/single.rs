@@ -187,26 +187,14 @@ impl Single {
         mut plan: Plan<'_>,
         serial: Serial,
     ) -> Result<Self> {
-        let dir = run_dir.path().join("single");
-        std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let begin = machine::begin(plan.fs, plan.holds, plan.subject, plan.factor)?;
-        let nonce = begin.nonce;
         plan.config.disks.extend(plan.brought.iter().map(Packed::disk));
-        let files = plan.scratch.iter().chain(plan.brought.iter().map(|packed| &packed.file));
-        let shared: Vec<_> = files.map(AsFd::as_fd).collect();
-        let place = Place { dir: &dir, serial, shared: &shared };
-        let restored = plan.template(workspace).and_then(|template| match template {
-            None => Ok(None),
-            Some(template) => {
-                launch::restore(&plan.config, &template, place, begin.clone(), plan.limit).map(Some)
-            }
-        });
-        let started = match restored {
-            Ok(Some(started)) => started,
-            Ok(None) => launch::boot(&plan.config, place, begin)?,
+        let dir = run_dir.path().join("single");
+        let (started, nonce) = match plan.start(workspace, serial, &dir) {
+            Ok(started) => started,
+            // As for the guests of cases: that a guest does not come up is the machine's doing, which may pass.
             Err(error) => {
-                say(&format!("{error:#}; the guest is booted instead"));
-                launch::boot(&plan.config, place, begin)?
+                say(&format!("{error:#}; it is started once more"));
+                plan.start(workspace, serial, &run_dir.path().join("single-again"))?
             }
         };
         let Started { qemu, channel, inputs, console } = started;
@@ -214,10 +202,6 @@ impl Single {
         let (factor, _scratch, _run_dir) = (plan.factor, plan.scratch, run_dir);
         let single =
             Self { console, channel, inputs, nonce, factor, qemu, dir, _scratch, _run_dir };
-        let log = single.dir.join("console.log");
-        single
-            .await_hello(plan.limit)
-            .with_context(|| format!("waiting for the guest; its console is {}", log.display()))?;
         for packed in plan.brought {
             let to = packed.to.clone();
             let mut said = Vec::new();
@@ -227,17 +211,6 @@ impl Single {
             ensure!(code == 0, "putting {to} into the guest: {}", said.trim());
         }
         Ok(single)
-    }
-
-    fn await_hello(&self, limit: Duration) -> Result<()> {
-        match self.inputs.recv_timeout(limit) {
-            Ok(Input::Said(message)) if matches!(message.body, Event::Hello { .. }) => {
-                ensure!(message.nonce == self.nonce, "another run's guest answered");
-                Ok(())
-            }
-            Ok(other) => bail!("the guest did not come up: {other:?}"),
-            Err(_) => bail!("the guest said nothing for {} s", limit.as_secs()),
-        }
     }
 
     /// Gives an order.
@@ -298,6 +271,17 @@ impl Single {
     }
 }
 
+fn await_hello(inputs: &Receiver<Input>, nonce: u64, limit: Duration) -> Result<()> {
+    match inputs.recv_timeout(limit) {
+        Ok(Input::Said(message)) if matches!(message.body, Event::Hello { .. }) => {
+            ensure!(message.nonce == nonce, "another run's guest answered");
+            Ok(())
+        }
+        Ok(other) => bail!("the guest did not come up: {other:?}"),
+        Err(_) => bail!("the guest said nothing for {} s", limit.as_secs()),
+    }
+}
+
 /// Passes this program's input on while the command runs. Reading it cannot be interrupted: the thread is left behind
 /// where it waits.
 struct Feeder {
@@ -345,6 +329,34 @@ fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
 }
 
 impl Plan<'_> {
+    /// A guest that has said hello, with its logs in `dir`, and its nonce.
+    fn start(&self, workspace: &Workspace, serial: Serial, dir: &Path) -> Result<(Started, u64)> {
+        std::fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
+        let begin = machine::begin(self.fs, self.holds, self.subject, self.factor)?;
+        let nonce = begin.nonce;
+        let files = self.scratch.iter().chain(self.brought.iter().map(|packed| &packed.file));
+        let shared: Vec<_> = files.map(AsFd::as_fd).collect();
+        let place = Place { dir, serial, shared: &shared };
+        let restored = self.template(workspace).and_then(|template| match template {
+            None => Ok(None),
+            Some(template) => {
+                launch::restore(&self.config, &template, place, begin.clone(), self.limit).map(Some)
+            }
+        });
+        let started = match restored {
+            Ok(Some(started)) => started,
+            Ok(None) => launch::boot(&self.config, place, begin)?,
+            Err(error) => {
+                say(&format!("{error:#}; the guest is booted instead"));
+                launch::boot(&self.config, place, begin)?
+            }
+        };
+        let log = dir.join("console.log");
+        await_hello(&started.inputs, nonce, self.limit)
+            .with_context(|| format!("waiting for the guest; its console is {}", log.display()))?;
+        Ok((started, nonce))
+    }
+
     /// The template to restore from, made if need be; none for a guest that boots.
     fn template(&self, workspace: &Workspace) -> Result<Option<PathBuf>> {
         let (Some((suite, name)), Some(scratch)) = (&self.template, &self.scratch) else {
