@@ -16,7 +16,8 @@ use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::{Builder, Tree};
 use harness::guest::{Guest, Subject};
 use rustix::fs::{
-    AtFlags, CWD, FileType, IFlags, Mode, OFlags, RenameFlags, XattrFlags, mknodat, renameat_with,
+    AtFlags, CWD, FileType, FlockOperation, IFlags, Mode, OFlags, RenameFlags, XattrFlags, flock,
+    mknodat, renameat_with,
 };
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
@@ -42,6 +43,7 @@ cases![
     trees_go_to_systemd_nspawn_and_back: [Need::Tool("systemd-nspawn"), RSPAWN] within 60,
     a_kill_in_the_middle_is_made_good: [RSPAWN] within 120,
     what_a_kill_left_noted_is_given_back: [RSPAWN],
+    two_do_not_change_a_tree_at_once: [RSPAWN] within 60,
     a_half_changed_tree_is_not_used_as_it_is: [RSPAWN],
     a_file_with_a_name_outside_keeps_its_owner: [RSPAWN],
     a_race_with_links_changes_nothing_outside: [RSPAWN] within 120,
@@ -352,6 +354,19 @@ fn a_kill_in_the_middle_is_made_good(t: &Guest) -> Result<()> {
     all_in(&tree, OTHER)?;
     given(t, &tree, 0).sh("true")?.succeeds()?;
     as_before(&tree, &before)
+}
+
+/// Issue 5: by a lock that everybody can have, so it is not waited for ever.
+fn two_do_not_change_a_tree_at_once(t: &Guest) -> Result<()> {
+    let tree = tree(t)?;
+    let before = owners(tree.path())?;
+    let top = fs::File::open(tree.path())?;
+    flock(&top, FlockOperation::NonBlockingLockShared)?;
+    given(t, &tree, BASE).sh("true")?.fails_with("its top directory is locked")?;
+    as_before(&tree, &before)?;
+    drop(top);
+    given(t, &tree, BASE).sh("true")?.succeeds()?;
+    all_in(&tree, BASE)
 }
 
 /// chown(2) takes set-id bits and capabilities; what was noted before it is given back by the next start.

@@ -1,6 +1,8 @@
 //! What tells a payload that it is in a container, and in which: /run/host, the kernel's log, and what the tree
 //! says of itself.
 
+use std::os::unix::fs::MetadataExt;
+
 use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::fixture::tree::Builder;
@@ -191,7 +193,8 @@ fn without_any_machine_id_each_run_has_a_new_one(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// MNT-26: directories and links of a merged /usr where there are none; what has the name stays.
+/// MNT-26: directories and links of a merged /usr where there are none, whatever the caller's umask; what has the name
+/// stays.
 fn the_skeleton_fills_gaps_and_nothing_else(t: &Guest) -> Result<()> {
     let tree = Builder::empty(t.scratch()).build()?;
     std::fs::create_dir_all(tree.path().join("usr/bin"))?;
@@ -200,12 +203,19 @@ fn the_skeleton_fills_gaps_and_nothing_else(t: &Guest) -> Result<()> {
     std::os::unix::fs::symlink("nowhere", tree.path().join("lib"))?;
     let options = ["--resolv-conf=off", "--timezone=off"];
     t.container(&tree)
+        .through(&["/bin/sh", "-c", "umask 077; exec \"$@\"", "sh"])
         .args(options)
         .run(&["/usr/bin/busybox", "sh", "-c", "echo ran"])?
         .prints("ran")?;
     for dir in ["root", "var", "etc", "proc", "sys", "dev", "run"] {
         let stat = std::fs::symlink_metadata(tree.path().join(dir));
         ensure!(stat.with_context(|| format!("/{dir}"))?.is_dir(), "/{dir} is no directory");
+    }
+    for (dir, mode) in
+        [("root", 0o750), ("var", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555)]
+    {
+        let has = std::fs::metadata(tree.path().join(dir))?.mode() & 0o7777;
+        ensure!(has == mode, "/{dir} has the mode {has:o}");
     }
     let link = |name: &str| std::fs::read_link(tree.path().join(name)).ok();
     ensure!(link("bin").is_some_and(|target| target == *"usr/bin"), "/bin is {:?}", link("bin"));
