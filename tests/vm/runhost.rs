@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::fixture::tree::Builder;
-use harness::guest::Guest;
+use harness::guest::{Guest, Subject};
 
 use crate::integration::{host, on};
 
@@ -57,7 +57,7 @@ fn run_host_holds_the_hosts_os_release(t: &Guest) -> Result<()> {
     on(&own, t.container(&tree)).sh(script)?.prints("ID=hosts\nVERSION_ID=7")?;
     drop(own);
     // systemd-nspawn reads it for `container_host_*` and does not start without.
-    if t.subject() == harness::guest::Subject::Rspawn {
+    if t.subject() == Subject::Rspawn {
         let bare = host(t).without("etc/os-release").file("lib/none", "").build()?;
         let dir = bare.path().display();
         let hide = format!(
@@ -211,9 +211,10 @@ fn the_skeleton_fills_gaps_and_nothing_else(t: &Guest) -> Result<()> {
         let stat = std::fs::symlink_metadata(tree.path().join(dir));
         ensure!(stat.with_context(|| format!("/{dir}"))?.is_dir(), "/{dir} is no directory");
     }
-    for (dir, mode) in
-        [("root", 0o750), ("var", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555)]
-    {
+    // systemd-nspawn 252 makes the places of what it mounts like any other directory.
+    let places = [("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777)];
+    let places = places.into_iter().filter(|_| t.subject() == Subject::Rspawn);
+    for (dir, mode) in [("root", 0o750), ("var", 0o755), ("etc", 0o755)].into_iter().chain(places) {
         let has = std::fs::metadata(tree.path().join(dir))?.mode() & 0o7777;
         ensure!(has == mode, "/{dir} has the mode {has:o}");
     }
