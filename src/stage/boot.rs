@@ -108,6 +108,7 @@ impl<'a> Boot<'a> {
             scratch: session.scratch(),
             inbox: &inbox,
             credentials: session.credentials(),
+            link: &link,
         };
         let inner = Inner {
             spec,

@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
-use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal};
+use rustix::process::{chdir, fchdir, pivot_root};
 
-use super::apart;
+use super::link::Link;
+use super::protocol::{FromInner, ToInner};
+use super::{apart, inner};
 use crate::bind_user;
 use crate::credentials::{self, Credential};
 use crate::errors::Verbosity;
@@ -36,6 +38,7 @@ pub(super) struct Outer<'a> {
     /// To be named in the container; the supervisor reads it.
     pub(super) inbox: &'a Inbox,
     pub(super) credentials: &'a [Credential],
+    pub(super) link: &'a Link<FromInner, ToInner>,
 }
 
 /// What [`run`] has made.
@@ -61,11 +64,11 @@ pub(super) fn run(
     users: Option<&IdMap>,
     kept: &[BorrowedFd<'_>],
 ) -> Result<Made> {
-    let Outer { spec, ids, root, scratch, credentials, inbox } = outer;
+    let Outer { spec, ids, root, scratch, credentials, inbox, link } = outer;
     let ours = [inbox.as_fd()].into_iter().chain(root.fds()).chain(scratch.fds());
     let kept: Vec<_> = kept.iter().copied().chain(ours).collect();
     keep_only(spec.handover.end(), &kept).context("closing what this stage does not need")?;
-    set_parent_process_death_signal(Some(Signal::KILL)).context("tying us to the supervisor")?;
+    inner::tie_to_supervisor(link)?;
     // Files of the tree get the modes that are asked for, whatever the caller's umask (G-09).
     rustix::process::umask(rustix::fs::Mode::empty());
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -76,6 +79,7 @@ pub(super) fn run(
     let stand = users.map(|_| apart::stand()).transpose()?;
     if let Some(map) = users {
         userns::make_files_as_root_of(map)?;
+        inner::tie_to_supervisor(link)?;
     }
     let owners = owners(spec, users);
     let Attached { root: tree, settled } =

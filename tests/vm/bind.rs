@@ -8,6 +8,7 @@ use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::{Builder, Listing};
 use harness::guest::Guest;
 use harness::guest::observe::entries;
+use rustix::mount::{MountFlags, mount_remount};
 
 use crate::refused::Refused;
 
@@ -25,6 +26,7 @@ cases![
     an_empty_source_is_a_new_directory_that_is_thrown_away,
     what_is_mounted_below_a_source_comes_along_unless_told,
     a_read_only_bind_leaves_the_hosts_mounts_writable,
+    a_read_only_bind_keeps_what_its_source_forbids,
     colons_and_blanks_in_paths_are_as_written,
     sources_of_every_type_get_an_empty_file_to_lie_on,
     a_bind_below_the_tmpfs_of_tmp_is_not_hidden,
@@ -221,6 +223,26 @@ fn a_read_only_bind_leaves_the_hosts_mounts_writable(t: &Guest) -> Result<()> {
         .succeeds()?;
     fs::write(below.path().join("mark"), "")?;
     fs::write(source.path().join("mark"), "")?;
+    Ok(())
+}
+
+/// MNT-33: nothing becomes possible by being read-only.
+fn a_read_only_bind_keeps_what_its_source_forbids(t: &Guest) -> Result<()> {
+    let (tree, source) = (t.tree().probe().build()?, t.tree().name("source").build()?);
+    let below = Mounted::tmpfs(&source.path().join("below"))?;
+    let forbids = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_remount(below.path(), MountFlags::BIND | forbids, "")?;
+    let seen = t
+        .container(&tree)
+        .arg(format!("--bind-ro={}:/mnt", source.path().display()))
+        .arg(format!("--bind-ro={}:/new", below.path().display()))
+        .observe()?;
+    for on in ["/mnt/below", "/new"] {
+        let mount = seen.mount(on)?;
+        for flag in ["ro", "nosuid", "nodev", "noexec"] {
+            ensure!(mount.has(flag), "{on} lacks {flag}: {mount:?}");
+        }
+    }
     Ok(())
 }
 

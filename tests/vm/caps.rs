@@ -10,6 +10,7 @@ cases![
     what_is_added_and_dropped_is_dropped,
     the_inheritable_and_ambient_sets_are_empty,
     blocked_calls_are_refused_and_unknown_ones_are_unknown,
+    calls_of_32_bit_programs_are_filtered_too,
     new_privileges_stay_possible,
 ];
 
@@ -80,12 +81,29 @@ fn blocked_calls_are_refused_and_unknown_ones_are_unknown(t: &Guest) -> Result<(
         "add_key",
         "bpf",
         "perf_event_open",
+        "keyctl",
+        "request_key",
+        "quotactl",
+        "fanotify_init",
+        "settimeofday",
+        "syslog",
     ];
     for name in refused {
         ensure!(calls.get(name) == Some(&libc::EPERM), "{name} answers {:?}", calls.get(name));
     }
     ensure!(calls.get("no_such_call") == Some(&libc::ENOSYS), "{:?}", calls.get("no_such_call"));
     ensure!(calls.get("close") == Some(&libc::EBADF), "{:?}", calls.get("close"));
+    Ok(())
+}
+
+/// SEC-01, S-03: every program can make them, by int 0x80. That close(2) is answered shows that they are made at all.
+fn calls_of_32_bit_programs_are_filtered_too(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    let run = t.container(&tree).run(&["/probe", "--calls-32"])?;
+    let (refused, bad) = (libc::EPERM, libc::EBADF);
+    run.prints(&format!(
+        "init_module {refused}\nadd_key {refused}\nkeyctl {refused}\nbpf {refused}\nclose {bad}"
+    ))?;
     Ok(())
 }
 

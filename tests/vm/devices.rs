@@ -4,16 +4,21 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::guest::Guest;
 use harness::guest::observe::entries;
+use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
 
 cases![
     a_made_node_of_a_disk_cannot_be_opened,
+    made_nodes_of_what_is_the_hosts_cannot_be_opened,
+    devices_that_are_there_can_be_opened: [Need::Module("fuse"), Need::Module("tun")],
     a_disk_that_is_bound_can_be_opened,
     a_container_has_a_cgroup_of_its_own,
     the_next_start_removes_a_killed_ones_cgroup,
     without_cgroups_no_nodes_are_made_unless_asked_for,
+    without_a_device_program_no_nodes_are_made_unless_asked_for,
 ];
 
 /// A disk of the guest: its name and numbers. Reading it needs a driver behind it, which an unused loop device lacks.
@@ -42,6 +47,35 @@ fn a_made_node_of_a_disk_cannot_be_opened(t: &Guest) -> Result<()> {
              mknod /dev/copy c 1 5 && head -c 1 /dev/copy | od -An -tx1 | tr -d ' '"
         ))?
         .prints("00")?;
+    Ok(())
+}
+
+/// R10, CAP-01: the host's memory, ports, log, consoles and terminals, and a number that nobody has, as
+/// Documentation/admin-guide/devices.txt numbers them. The driver is never asked, whatever else the container may do.
+fn made_nodes_of_what_is_the_hosts_cannot_be_opened(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree)
+        .arg("--capability=CAP_SYS_RAWIO,CAP_SYSLOG")
+        .sh("for n in 1:1 1:2 1:4 1:11 1:12 4:0 4:1 4:64 5:1 5:3 10:237 10:250; do
+                 mknod /dev/x c ${n%:*} ${n#*:} || echo $n was not made
+                 for open in ': < /dev/x' ': > /dev/x'; do
+                     said=$(sh -c \"$open\" 2>&1)
+                     case $said in *'not permitted') ;; *) echo $n with $open: $said ;; esac
+                 done
+                 rm /dev/x
+             done; echo done")?
+        .prints("done")?;
+    Ok(())
+}
+
+/// M-06, R10: what the container was given works.
+fn devices_that_are_there_can_be_opened(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree)
+        .sh("for n in null zero full random urandom ptmx net/tun fuse; do
+                 (exec 3<>/dev/$n) && echo $n
+             done")?
+        .prints("null\nzero\nfull\nrandom\nurandom\nptmx\nnet/tun\nfuse")?;
     Ok(())
 }
 
@@ -94,14 +128,30 @@ fn the_next_start_removes_a_killed_ones_cgroup(t: &Guest) -> Result<()> {
     Ok(())
 }
 
+const MAKE: &str = "mknod /dev/copy c 1 5 2>/dev/null && echo made || echo refused";
+
 /// R10: where no device program can be hung, CAP_MKNOD is not kept, unless the user asks for it (CLI-21).
 fn without_cgroups_no_nodes_are_made_unless_asked_for(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
     let hide = "mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"";
     let hidden = ["unshare", "--mount", "sh", "-c", hide, "sh"];
-    let make = "mknod /dev/copy c 1 5 2>/dev/null && echo made || echo refused";
-    t.container(&tree).through(&hidden).sh(make)?.prints("refused")?;
+    t.container(&tree).through(&hidden).sh(MAKE)?.prints("refused")?;
     let asked = t.container(&tree).through(&hidden).arg("--capability=CAP_MKNOD");
-    asked.sh(make)?.prints("made")?;
+    asked.sh(MAKE)?.prints("made")?;
+    Ok(())
+}
+
+/// R10: the cgroup alone guards nothing. A filter of ours refuses bpf(2), as a security module or another container may.
+fn without_a_device_program_no_nodes_are_made_unless_asked_for(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree).sh(MAKE)?.prints("made")?;
+    let mut filter = ScmpFilterContext::new(ScmpAction::Allow).context("making a filter")?;
+    filter.set_ctl_nnp(false).context("keeping privileges")?;
+    filter
+        .add_rule(ScmpAction::Errno(libc::EPERM), ScmpSyscall::from_name("bpf")?)
+        .context("refusing bpf(2)")?;
+    filter.load().context("loading the filter")?;
+    t.container(&tree).sh(MAKE)?.prints("refused")?;
+    t.container(&tree).arg("--capability=CAP_MKNOD").sh(MAKE)?.prints("made")?;
     Ok(())
 }

@@ -287,6 +287,11 @@ fn a_descriptor_of_the_caller_is_no_way_to_a_directory(t: &Guest) -> Result<()> 
             .sh("echo in $(pwd)")?;
         run.fails_with("--chdir")?;
     }
+    // What is handed over to the container is open there.
+    let hand_over = "export LISTEN_FDS=1 LISTEN_PID=$$; exec 3</etc; exec \"$@\"";
+    let container = t.container(&tree).through(&["/bin/bash", "-c", hand_over, "bash"]);
+    let run = container.arg("--chdir=/proc/self/fd/3").sh("echo in $(pwd)")?;
+    run.fails_with("the working directory is not in the container")?;
     Ok(())
 }
 

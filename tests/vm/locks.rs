@@ -1,7 +1,7 @@
 //! Who may use a tree at the same time.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
 use anyhow::{Context, Result, ensure};
 use harness::case::Need;
@@ -10,6 +10,8 @@ use harness::fixture::tree::Builder;
 use harness::guest::{Guest, Subject};
 use rustix::process::Signal;
 
+use crate::refused::Refused;
+
 cases![
     a_tree_in_use_is_refused,
     a_read_only_run_is_refused_while_another_writes,
@@ -17,6 +19,7 @@ cases![
     an_ephemeral_run_does_not_wait_for_a_writer,
     a_killed_launcher_holds_no_lock,
     the_lock_is_of_the_tree_not_of_its_name,
+    a_link_in_place_of_a_lock_leads_nowhere,
     a_lock_file_of_another_user_is_no_lock: [Need::Only(Subject::Rspawn)],
     directories_of_locks_are_ours_alone_whatever_the_umask: [Need::Only(Subject::Rspawn)],
 ];
@@ -78,6 +81,26 @@ fn a_killed_launcher_holds_no_lock(t: &Guest) -> Result<()> {
     first.end()?;
     t.container(&tree).sh("echo done")?.prints("done")?;
     Ok(())
+}
+
+/// SNP-50, R2: whoever can write beside the tree must not have root make, lock or remove a file elsewhere.
+fn a_link_in_place_of_a_lock_leads_nowhere(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let name = tree.path().file_name().context("it has a name")?.display().to_string();
+    let (link, outside) = (t.scratch().join(format!(".#{name}.lck")), t.scratch().join("outside"));
+    for exists in [false, true] {
+        if exists {
+            fs::write(&outside, "kept")?;
+        }
+        symlink(&outside, &link)?;
+        let run = t.container(&tree).sh("echo ran")?;
+        let stayed = fs::remove_file(&link);
+        run.refused(t, ".lck")?;
+        stayed.context("the link is gone")?;
+        ensure!(outside.exists() == exists, "the file behind it was made or removed");
+    }
+    ensure!(fs::read(&outside)? == b"kept", "it was written to");
+    fs::remove_file(&outside).context("tidying")
 }
 
 /// SNP-50: what a user's run has left in a directory like /tmp, where nobody may make what another has made.

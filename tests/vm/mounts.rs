@@ -14,6 +14,7 @@ cases![
     nothing_runs_from_dev: [Need::Only(Subject::Rspawn)],
     the_kernels_settings_cannot_be_written,
     files_of_the_kernel_that_tell_too_much_are_masked,
+    directories_of_the_kernel_can_only_be_looked_at,
     cgroups_cannot_be_written,
     nothing_is_shared_with_the_host,
     what_is_mounted_spreads_inside,
@@ -107,6 +108,18 @@ fn files_of_the_kernel_that_tell_too_much_are_masked(t: &Guest) -> Result<()> {
              done
              (echo h > /proc/sysrq-trigger) 2>/dev/null && echo writable
              echo done")?
+        .prints("done")?;
+    Ok(())
+}
+
+/// S-06: with the devices of the host's buses among them. A machine has some of these.
+fn directories_of_the_kernel_can_only_be_looked_at(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    t.container(&tree)
+        .sh("for f in sys acpi apm asound bus fs irq scsi; do
+                 [ ! -d /proc/$f ] || grep -q \"^proc /proc/$f proc ro,\" /proc/mounts || echo writable $f
+             done
+             [ -d /proc/bus ] && echo done")?
         .prints("done")?;
     Ok(())
 }

@@ -28,6 +28,7 @@ cases![
     the_next_run_removes_what_a_killed_one_left,
     cleanup_removes_what_a_killed_run_left: [Need::Only(Subject::Rspawn)],
     an_upper_layer_serves_one_container,
+    a_working_directory_of_somebody_else_is_not_used: [Need::Only(Subject::Rspawn)],
     a_layer_that_is_not_there_is_named,
     an_upper_layer_that_cannot_be_one_is_explained,
     the_root_is_no_place_for_an_overlay,
@@ -254,6 +255,22 @@ fn an_upper_layer_serves_one_container(t: &Guest) -> Result<()> {
     running.next_line()?;
     t.container(&other).arg(&option).sh("true")?.refused(t, "is in use by another container")?;
     running.end()?.succeeds()?;
+    Ok(())
+}
+
+/// M-04, R2: whoever it belongs to could change what the overlay shows.
+fn a_working_directory_of_somebody_else_is_not_used(t: &Guest) -> Result<()> {
+    let tree = tree(t).build()?;
+    let up = Builder::empty(t.scratch()).name("up").build()?;
+    let inode = fs::metadata(up.path())?.ino();
+    let work = Builder::empty(t.scratch()).name(&format!(".#rspawn.work.{inode:x}")).build()?;
+    std::os::unix::fs::chown(work.path(), Some(1000), Some(1000))?;
+    container(t, &tree)
+        .arg(format!("--overlay=+/etc:{}:/mnt/o", up.path().display()))
+        .sh("echo ran")?
+        .fails_with("is somebody else's")?;
+    ensure!(fs::metadata(work.path())?.uid() == 1000, "it is another one now");
+    ensure!(entries(work.path())?.is_empty(), "something was made in it");
     Ok(())
 }
 

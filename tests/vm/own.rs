@@ -14,9 +14,11 @@ use harness::fixture::gpt::kind;
 use harness::fixture::image::Fs;
 use harness::fixture::scratch::Mounted;
 use harness::fixture::tree::{Builder, Tree};
+use harness::guest::observe::{descendants_of, status_of};
 use harness::guest::{Guest, Subject};
 use rustix::fs::{
-    AtFlags, CWD, FileType, IFlags, Mode, OFlags, RenameFlags, XattrFlags, mknodat, renameat_with,
+    AtFlags, CWD, FileType, FlockOperation, IFlags, Mode, OFlags, RenameFlags, XattrFlags, flock,
+    mknodat, renameat_with,
 };
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
@@ -41,7 +43,9 @@ cases![
     a_tree_that_was_given_is_not_walked_again,
     trees_go_to_systemd_nspawn_and_back: [Need::Tool("systemd-nspawn"), RSPAWN] within 60,
     a_kill_in_the_middle_is_made_good: [RSPAWN] within 120,
+    a_kill_between_two_calls_loses_nothing: [RSPAWN],
     what_a_kill_left_noted_is_given_back: [RSPAWN],
+    two_do_not_change_a_tree_at_once: [RSPAWN] within 60,
     a_half_changed_tree_is_not_used_as_it_is: [RSPAWN],
     a_file_with_a_name_outside_keeps_its_owner: [RSPAWN],
     a_race_with_links_changes_nothing_outside: [RSPAWN] within 120,
@@ -352,6 +356,50 @@ fn a_kill_in_the_middle_is_made_good(t: &Guest) -> Result<()> {
     all_in(&tree, OTHER)?;
     given(t, &tree, 0).sh("true")?.succeeds()?;
     as_before(&tree, &before)
+}
+
+/// R7: chown(2) takes set-id bits and capabilities, and the kill comes before they are given back.
+fn a_kill_between_two_calls_loses_nothing(t: &Guest) -> Result<()> {
+    let tree = tree(t)?;
+    let file = tree.path().join("sub/mine");
+    set_mode(&file, 0o6755)?;
+    set(&file, "security.capability", &CAPABILITIES)?;
+    let before = owners(tree.path())?;
+    let container = given(t, &tree, BASE).caller_env("RSPAWN_STOP_AT", "file-given");
+    let mut running = container.start("true")?;
+    let is_stopped = |pid: &u32| {
+        // One that has ended meanwhile is not stopped.
+        status_of(&pid.to_string()).is_ok_and(|status| status["State"].starts_with('T'))
+    };
+    let stopped = loop {
+        if let Some(pid) = descendants_of(running.pid())?.into_iter().find(is_stopped) {
+            break pid;
+        }
+        ensure!(!running.has_ended()?, "it never came there\n{}", running.end()?);
+        std::thread::yield_now();
+    };
+    running.signal(Signal::KILL)?;
+    while !running.has_ended()? {
+        std::thread::yield_now();
+    }
+    ensure!(!is_stopped(&stopped), "it lives on without its launcher");
+    running.end()?;
+    ensure!(fs::metadata(&file)?.mode() & 0o6000 == 0, "nothing was lost, so nothing is tested");
+    given(t, &tree, 0).sh("true")?.succeeds()?;
+    as_before(&tree, &before)
+}
+
+/// Issue 5: by a lock that everybody can have, so it is not waited for ever.
+fn two_do_not_change_a_tree_at_once(t: &Guest) -> Result<()> {
+    let tree = tree(t)?;
+    let before = owners(tree.path())?;
+    let top = fs::File::open(tree.path())?;
+    flock(&top, FlockOperation::NonBlockingLockShared)?;
+    given(t, &tree, BASE).sh("true")?.fails_with("its top directory is locked")?;
+    as_before(&tree, &before)?;
+    drop(top);
+    given(t, &tree, BASE).sh("true")?.succeeds()?;
+    all_in(&tree, BASE)
 }
 
 /// chown(2) takes set-id bits and capabilities; what was noted before it is given back by the next start.

@@ -25,6 +25,7 @@ cases![
     a_user_runs_a_debian_tree_without_changing_it: [OURS, OVERLAYS],
     a_users_tree_can_be_thrown_away_on_every_kernel: [OURS],
     what_a_user_writes_is_the_users: [OURS],
+    a_users_own_settings_are_trusted: [OURS],
     a_user_with_subordinate_ids_has_other_users_inside: [OURS, Need::Tool("newuidmap")],
     without_subordinate_ids_root_is_alone: [OURS, Need::Tool("newuidmap")],
     what_takes_root_is_refused_with_what_to_do: [OURS],
@@ -114,6 +115,27 @@ fn what_a_user_writes_is_the_users(t: &Guest) -> Result<()> {
     run.prints("0:0\n0:0")?;
     let meta = tree.path().join("mine").metadata().context("looking for the file")?;
     ensure!((meta.uid(), meta.gid()) == (USER, USER), "it is {}:{}'s", meta.uid(), meta.gid());
+    Ok(())
+}
+
+/// G-03: below the user's configuration first, then below what goes with the session.
+fn a_users_own_settings_are_trusted(t: &Guest) -> Result<()> {
+    let tree = of_user(t, t.tree().name("mine"))?;
+    let place = |name: &str, limit: u32| -> Result<(Tree, String)> {
+        let text = format!("[Exec]\nEnvironment=A={name}\nLimitNOFILE={limit}\n");
+        let place =
+            Builder::empty(t.scratch()).name(name).file("systemd/nspawn/mine.nspawn", &text);
+        let place = of_user(t, place)?;
+        let path = place.path().display().to_string();
+        Ok((place, path))
+    };
+    let ((_config, config), (_runtime, runtime)) = (place("config", 77)?, place("runtime", 78)?);
+    let container = as_user(&t.container(&tree));
+    let script = "echo $A; ulimit -n";
+    let second = container.clone().caller_env("XDG_RUNTIME_DIR", &runtime);
+    second.sh(script)?.prints("runtime\n78")?;
+    let both = second.caller_env("XDG_CONFIG_HOME", &config);
+    both.sh(script)?.prints("config\n77")?;
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 //! What tells a payload that it is in a container, and in which: /run/host, the kernel's log, and what the tree
 //! says of itself.
 
+use std::os::unix::fs::MetadataExt;
+
 use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::fixture::tree::Builder;
-use harness::guest::Guest;
+use harness::guest::{Guest, Subject};
 
 use crate::integration::{host, on};
 
@@ -55,7 +57,7 @@ fn run_host_holds_the_hosts_os_release(t: &Guest) -> Result<()> {
     on(&own, t.container(&tree)).sh(script)?.prints("ID=hosts\nVERSION_ID=7")?;
     drop(own);
     // systemd-nspawn reads it for `container_host_*` and does not start without.
-    if t.subject() == harness::guest::Subject::Rspawn {
+    if t.subject() == Subject::Rspawn {
         let bare = host(t).without("etc/os-release").file("lib/none", "").build()?;
         let dir = bare.path().display();
         let hide = format!(
@@ -191,7 +193,8 @@ fn without_any_machine_id_each_run_has_a_new_one(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// MNT-26: directories and links of a merged /usr where there are none; what has the name stays.
+/// MNT-26: directories and links of a merged /usr where there are none, whatever the caller's umask; what has the name
+/// stays.
 fn the_skeleton_fills_gaps_and_nothing_else(t: &Guest) -> Result<()> {
     let tree = Builder::empty(t.scratch()).build()?;
     std::fs::create_dir_all(tree.path().join("usr/bin"))?;
@@ -200,12 +203,20 @@ fn the_skeleton_fills_gaps_and_nothing_else(t: &Guest) -> Result<()> {
     std::os::unix::fs::symlink("nowhere", tree.path().join("lib"))?;
     let options = ["--resolv-conf=off", "--timezone=off"];
     t.container(&tree)
+        .through(&["/bin/sh", "-c", "umask 077; exec \"$@\"", "sh"])
         .args(options)
         .run(&["/usr/bin/busybox", "sh", "-c", "echo ran"])?
         .prints("ran")?;
     for dir in ["root", "var", "etc", "proc", "sys", "dev", "run"] {
         let stat = std::fs::symlink_metadata(tree.path().join(dir));
         ensure!(stat.with_context(|| format!("/{dir}"))?.is_dir(), "/{dir} is no directory");
+    }
+    // systemd-nspawn 252 makes the places of what it mounts like any other directory.
+    let places = [("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777)];
+    let places = places.into_iter().filter(|_| t.subject() == Subject::Rspawn);
+    for (dir, mode) in [("root", 0o750), ("var", 0o755), ("etc", 0o755)].into_iter().chain(places) {
+        let has = std::fs::metadata(tree.path().join(dir))?.mode() & 0o7777;
+        ensure!(has == mode, "/{dir} has the mode {has:o}");
     }
     let link = |name: &str| std::fs::read_link(tree.path().join(name)).ok();
     ensure!(link("bin").is_some_and(|target| target == *"usr/bin"), "/bin is {:?}", link("bin"));

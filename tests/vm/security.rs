@@ -1,11 +1,20 @@
 //! What is asked for with the options of security: system calls, sockets, privileges, labels.
 
-use anyhow::{Result, ensure};
+use std::io::Read;
+
+use anyhow::{Context, Result, ensure};
 use harness::cases;
+use harness::fixture::container::Container;
+use harness::guest::probe::WITH_HIGH_BITS;
 use harness::guest::{Guest, Subject};
+
+use crate::console::{Terminal, terminal};
 
 cases![
     audit_sockets_do_not_exist,
+    numbers_are_compared_as_the_kernel_reads_them,
+    no_key_is_pushed_into_the_callers_terminal,
+    the_terminal_is_its_users_alone,
     a_capability_brings_its_calls_and_dropping_it_takes_them,
     a_call_can_be_allowed_and_denied,
     a_filter_that_cannot_be_what_was_asked_for_stops_the_start,
@@ -22,6 +31,48 @@ fn audit_sockets_do_not_exist(t: &Guest) -> Result<()> {
     let sockets = t.container(&tree).observe()?.sockets;
     ensure!(sockets["NETLINK_AUDIT"] == libc::EAFNOSUPPORT, "{sockets:?}");
     ensure!(sockets["NETLINK_ROUTE"] == 0 && sockets["AF_UNIX"] == 0, "{sockets:?}");
+    Ok(())
+}
+
+/// SEC-02, CVE-2019-10063: of an int the kernel takes 32 bits, whatever is in the others.
+fn numbers_are_compared_as_the_kernel_reads_them(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    let sockets = t.container(&tree).observe()?.sockets;
+    let audit = format!("NETLINK_AUDIT{WITH_HIGH_BITS}");
+    ensure!(sockets[&audit] == libc::EAFNOSUPPORT, "{sockets:?}");
+    ensure!(sockets[&format!("AF_UNIX{WITH_HIGH_BITS}")] == 0, "{sockets:?}");
+    Ok(())
+}
+
+/// Runs a script on a terminal and returns what the screen shows.
+fn shown(container: &Container, script: &str) -> Result<String> {
+    let Terminal { mut screen, line } = terminal()?;
+    let mut child = container.start_on_terminal(script, line)?;
+    let mut shown = Vec::new();
+    // The last end of the line closes: EIO.
+    let _ = screen.read_to_end(&mut shown);
+    child.wait().context("waiting for the subject")?;
+    Ok(String::from_utf8_lossy(&shown).into_owned())
+}
+
+/// CVE-2017-5226, CVE-2019-10063: with `--pipe` the payload has the caller's own terminal, whose shell would read the
+/// key next.
+fn no_key_is_pushed_into_the_callers_terminal(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    let shown = shown(&t.container(&tree).arg("--pipe"), "/probe --push-key")?;
+    for request in ["TIOCSTI", "TIOCLINUX"] {
+        for request in [request.to_owned(), format!("{request}{WITH_HIGH_BITS}")] {
+            ensure!(shown.contains(&format!("{request}: {}\r", libc::EPERM)), "{shown:?}");
+        }
+    }
+    Ok(())
+}
+
+/// NS-08: no other user of the container reads what is typed.
+fn the_terminal_is_its_users_alone(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let shown = shown(&t.container(&tree), "stat -L -c 'mode %a' /proc/self/fd/0 /dev/console")?;
+    ensure!(shown.matches("mode 600\r").count() == 2, "{shown:?}");
     Ok(())
 }
 
@@ -84,8 +135,12 @@ fn only_sockets_of_the_families_that_were_named_are_made(t: &Guest) -> Result<()
     ] {
         let option = format!("--restrict-address-families={list}");
         let sockets = t.container(&tree).arg(option).observe()?.sockets;
-        for (family, answer) in &sockets {
-            let expected = if refused.contains(&family.as_str()) { libc::EAFNOSUPPORT } else { 0 };
+        for (name, answer) in &sockets {
+            let family = name.trim_end_matches(WITH_HIGH_BITS);
+            // A number with such bits is in no list.
+            let is_refused =
+                refused.contains(&family) || (family != name && !list.starts_with('~'));
+            let expected = if is_refused { libc::EAFNOSUPPORT } else { 0 };
             // A guest's kernel may be without one of them.
             let absent = *answer == libc::EAFNOSUPPORT && family == "AF_INET6";
             ensure!(*answer == expected || absent, "{list}: {sockets:?}");

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::tree::{Builder, Tree};
-use harness::guest::Guest;
+use harness::guest::{Guest, Subject};
 
 cases![
     a_file_next_to_the_tree_is_read,
@@ -22,9 +23,12 @@ cases![
     a_throw_away_run_reads_the_trees_own_file,
     the_administrators_file_may_ask_for_anything,
     a_neighbours_file_cannot_ask_for_rights,
+    each_right_that_a_neighbours_file_asks_for_is_told: [Need::Only(Subject::Rspawn)],
+    a_neighbours_file_may_forbid_calls_and_allow_none,
     a_bad_line_is_told_and_the_rest_counts,
     an_empty_assignment_takes_back,
     a_files_command_runs_when_none_was_given,
+    a_command_runs_instead_of_a_files_init,
     a_file_that_is_no_file_is_refused_without_waiting: [] within 30,
     a_huge_file_is_read_to_its_end,
     a_file_beyond_every_measure_is_refused,
@@ -231,6 +235,90 @@ fn a_neighbours_file_cannot_ask_for_rights(t: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// All keys that only a trusted file may use.
+const RIGHTS: &str = "[Exec]
+Ephemeral=yes
+Capability=all
+AmbientCapability=CAP_SYSLOG
+MachineID=0123456789abcdef0123456789abcdef
+PrivateUsers=identity
+PrivateUsersDelegate=1
+OOMScoreAdjust=-900
+CPUAffinity=0
+SuppressSync=yes
+LinkJournal=host
+LimitCPU=77
+LimitFSIZE=77
+LimitDATA=77
+LimitSTACK=77
+LimitCORE=77
+LimitRSS=77
+LimitNOFILE=77
+LimitAS=77
+LimitNPROC=77
+LimitMEMLOCK=77
+LimitLOCKS=77
+LimitSIGPENDING=77
+LimitMSGQUEUE=77
+LimitNICE=1
+LimitRTPRIO=1
+LimitRTTIME=77
+[Files]
+PrivateUsersOwnership=chown
+PrivateUsersChown=yes
+Bind=/etc:/mnt
+BindReadOnly=/etc:/mnt
+Inaccessible=/etc
+TemporaryFileSystem=/var
+Overlay=/etc::/mnt
+OverlayReadOnly=/etc::/mnt
+BindUser=nobody
+BindUserShell=yes
+[Network]
+Private=yes
+Interface=lo
+MACVLAN=lo
+IPVLAN=lo
+VirtualEthernet=yes
+VirtualEthernetExtra=a:b
+Bridge=b
+Zone=z
+NamespacePath=/proc/self/ns/net
+Port=80
+";
+
+/// F-02, R13: none of them is forgotten.
+fn each_right_that_a_neighbours_file_asks_for_is_told(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("asking").build()?;
+    let _beside = write_beside(&tree, RIGHTS)?;
+    let run = t.container(&tree).sh("ls /run/host/home 2>/dev/null; ulimit -n; echo $$")?;
+    let lines = (1..).zip(RIGHTS.lines());
+    for (number, key) in lines.filter_map(|(number, line)| Some((number, line.split_once('=')?.0)))
+    {
+        let told = format!("asking.nspawn, line {number}: {key}= needs a trusted file");
+        ensure!(run.stderr.contains(&told), "nothing was said of {key}=\n{run}");
+    }
+    run.succeeds()?;
+    ensure!(!run.text().contains("nobody") && !run.text().contains("77\n"), "granted\n{run}");
+    Ok(())
+}
+
+/// F-02, R13: taking away is for anyone, giving back is not.
+fn a_neighbours_file_may_forbid_calls_and_allow_none(t: &Guest) -> Result<()> {
+    let tree = t.tree().name("calling").probe().build()?;
+    let _beside = write_beside(
+        &tree,
+        "[Exec]\nSystemCallFilter=keyctl bpf\nSystemCallFilter=~openat2\n\
+         RestrictAddressFamilies=~AF_PACKET\nRestrictAddressFamilies=AF_PACKET\n",
+    )?;
+    let seen = t.container(&tree).observe()?;
+    for call in ["keyctl", "bpf", "openat2"] {
+        ensure!(seen.calls[call] == libc::EPERM, "{call} answers {}", seen.calls[call]);
+    }
+    ensure!(seen.sockets["AF_PACKET"] == libc::EAFNOSUPPORT, "{:?}", seen.sockets);
+    Ok(())
+}
+
 /// PIV-09: a wrong value is told with its file and line, and costs nothing else.
 fn a_bad_line_is_told_and_the_rest_counts(t: &Guest) -> Result<()> {
     let tree = t.tree().name("wrong").build()?;
@@ -269,6 +357,16 @@ fn a_files_command_runs_when_none_was_given(t: &Guest) -> Result<()> {
     let _beside = write_beside(&tree, "[Exec]\nBoot=no\nParameters=echo one 'two words'\n")?;
     t.container(&tree).run(&[])?.prints("one two words")?;
     t.container(&tree).run(&["/bin/echo", "other"])?.prints("other")?;
+    Ok(())
+}
+
+/// F-01: the init is not to take the command for its arguments.
+fn a_command_runs_instead_of_a_files_init(t: &Guest) -> Result<()> {
+    let init = "echo init \"$@\"";
+    let tree = t.tree().name("booting").script("usr/lib/systemd/systemd", init).build()?;
+    let _beside = write_beside(&tree, "[Exec]\nBoot=yes\n")?;
+    t.container(&tree).run(&[])?.prints("init")?;
+    t.container(&tree).run(&["/bin/echo", "command"])?.prints("command")?;
     Ok(())
 }
 

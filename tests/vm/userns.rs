@@ -22,6 +22,8 @@ cases![
     a_range_that_is_given_is_the_containers,
     the_owner_of_the_tree_shows_the_range,
     a_name_has_the_same_range_with_both_launchers,
+    the_short_option_picks_a_range,
+    identity_maps_each_id_to_itself,
     two_at_the_same_time_have_other_ids,
     ids_of_a_user_of_the_host_are_not_picked: [OURS],
     ids_are_mapped_piece_by_piece: [OURS],
@@ -129,6 +131,27 @@ fn a_name_has_the_same_range_with_both_launchers(t: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// U-01, U-02: a range that is nobody's, and not the host's own ids, which are those of the tree's owner.
+fn the_short_option_picks_a_range(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let container = t.container(&tree).args(["-U", "--machine=alpha"]);
+    let expected = map(1_447_690_240, 65536);
+    container.sh(&format!("{MAP}; stat -c %u /etc"))?.prints(&format!("{expected}\n0"))?;
+    Ok(())
+}
+
+/// U-01: a namespace of its own with the ids of the host, so that files are whose they were.
+fn identity_maps_each_id_to_itself(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let container = t.container(&tree).arg("--private-users=identity");
+    container.sh(&format!("{MAP}; touch /new"))?.prints(&map(0, 65536))?;
+    for name in ["new", "etc"] {
+        let owner = owner(&tree.path().join(name))?;
+        ensure!(owner == (0, 0), "{name} is {owner:?}'s");
+    }
+    Ok(())
+}
+
 /// U-01: the owner's range first, and never one that is in use.
 fn two_at_the_same_time_have_other_ids(t: &Guest) -> Result<()> {
     let first = given(t.tree().name("first"))?;
@@ -158,8 +181,12 @@ fn ids_of_a_user_of_the_host_are_not_picked(t: &Guest) -> Result<()> {
     };
     let user = format!("root:x:0:0::/:\nsomebody:x:{}:1::/:\n", BASE + 500);
     line("/etc/passwd", user)?.prints(&map(1_447_690_240, 65536))?;
+    let group = format!("root:x:0:\nsome:x:{}:\n", BASE + 500);
+    line("/etc/group", group)?.prints(&map(1_447_690_240, 65536))?;
     let range = format!("somebody:{}:11\n", BASE - 10);
-    line("/etc/subuid", range)?.prints(&map(1_447_690_240, 65536))?;
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        line(file, range.clone())?.prints(&map(1_447_690_240, 65536))?;
+    }
     let beside = format!("somebody:{}:10\n", BASE - 10);
     line("/etc/subuid", beside)?.prints(&map(BASE, 65536))?;
     Ok(())

@@ -122,7 +122,10 @@ pub fn print() -> Result<()> {
     Ok(())
 }
 
-/// Makes a socket of each kind that the cases ask about.
+/// Follows the name of what was asked for with bits set that the kernel does not look at.
+pub const WITH_HIGH_BITS: &str = " with high bits";
+
+/// Makes a socket of each kind that the cases ask about, and once more with higher bits of its numbers set.
 fn sockets() -> BTreeMap<String, i32> {
     use rustix::net::{AddressFamily, Protocol, SocketType, netlink, socket};
     let kinds: [(&str, AddressFamily, SocketType, Option<Protocol>); 6] = [
@@ -137,10 +140,38 @@ fn sockets() -> BTreeMap<String, i32> {
         Ok(_) => 0,
         Err(errno) => errno.raw_os_error(),
     };
+    let wide = |family: AddressFamily, kind: SocketType, protocol: Option<Protocol>| {
+        let protocol = protocol.map_or(0, |protocol| protocol.as_raw().get());
+        sys::errno_of_wide_socket(family.as_raw().into(), kind.as_raw(), protocol)
+    };
     kinds
-        .map(|(name, family, kind, protocol)| (name.to_owned(), answer(family, kind, protocol)))
         .into_iter()
+        .flat_map(|(name, family, kind, protocol)| {
+            [
+                (name.to_owned(), answer(family, kind, protocol)),
+                (format!("{name}{WITH_HIGH_BITS}"), wide(family, kind, protocol)),
+            ]
+        })
         .collect()
+}
+
+/// As [`CALLS`], with the numbers of 32-bit programs (arch/x86/entry/syscalls/syscall_32.tbl).
+const CALLS_32: &[(&str, u32)] =
+    &[("init_module", 128), ("add_key", 286), ("keyctl", 288), ("bpf", 357), ("close", 6)];
+
+/// Prints what calls with senseless arguments answer that are made as 32-bit programs make them.
+pub fn print_calls_32() {
+    for &(name, number) in CALLS_32 {
+        println!("{name} {}", sys::errno_of_bad_call_32(number));
+    }
+}
+
+/// Prints what the requests answer that push a key into the terminal at standard input (ioctl_tty(2)).
+pub fn push_key() {
+    for (name, request) in [("TIOCSTI", libc::TIOCSTI), ("TIOCLINUX", libc::TIOCLINUX)] {
+        println!("{name}: {}", sys::errno_of_pushed_key(request));
+        println!("{name}{WITH_HIGH_BITS}: {}", sys::errno_of_pushed_key(request | 1 << 32));
+    }
 }
 
 /// Sets the immutable flag of a file (ioctl_iflags(2)); no static program of Debian does.

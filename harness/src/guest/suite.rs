@@ -88,6 +88,14 @@ impl Suite {
             ["--notify", messages @ ..] => probe::notify(messages).map(|()| true),
             ["--notify-badly"] => probe::notify_badly().map(|()| true),
             ["--probe"] => probe::print().map(|()| true),
+            ["--calls-32"] => {
+                probe::print_calls_32();
+                Ok(true)
+            }
+            ["--push-key"] => {
+                probe::push_key();
+                Ok(true)
+            }
             ["--list-json"] => {
                 let listing: Vec<Listing> = self.cases().map(Case::listing).collect();
                 println!("{}", serde_json::to_string(&listing).context("printing the cases")?);

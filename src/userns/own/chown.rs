@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::links::{Linked, Links};
 use super::shift::{self, Base};
+use crate::checkpoint;
 use crate::errors::{hinted, warn};
 use crate::held;
 use crate::progress::Progress;
@@ -266,6 +267,7 @@ fn change_ordinary(file: BorrowedFd<'_>, kind: FileType, stat: &Stat, base: Base
         }
         give(file, stat, base)?;
         if loses {
+            checkpoint::reach("file-given");
             let mode = Mode::from_raw_mode(fragile.mode);
             rustix::fs::chmod(&attributes.path, mode).context("giving back its set-id bits")?;
         }
