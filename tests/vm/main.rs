@@ -61,6 +61,7 @@ mod snapshot;
 mod stacked;
 mod status;
 mod template;
+mod terminal;
 mod tmpfs;
 mod user;
 mod userns;
@@ -106,6 +107,7 @@ const SUITE: Suite = Suite {
         limits::CASES,
         locks::CASES,
         console::CASES,
+        terminal::CASES,
         credentials::CASES,
         errors::CASES,
         environment::CASES,
