@@ -36,6 +36,7 @@ mod image_fs;
 mod image_host;
 mod image_mutated;
 mod image_upkeep;
+mod image_usr;
 mod image_verity;
 mod integration;
 mod journal;
@@ -98,6 +99,7 @@ const SUITE: Suite = Suite {
         image_host::CASES,
         image_mutated::CASES,
         image_upkeep::CASES,
+        image_usr::CASES,
         image_verity::CASES,
         volatile::CASES,
         pivot::CASES,
