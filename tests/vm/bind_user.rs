@@ -26,6 +26,7 @@ const MAPS: [Need; 2] = [Need::Fs("ext4"), Need::Kernel(5, 12)];
 cases![
     a_user_of_the_host_is_at_home: [MAPS[0], MAPS[1]],
     a_user_of_the_host_runs_the_payload: [MAPS[0], MAPS[1]],
+    no_program_of_a_home_has_rights_of_its_own: [MAPS[0], MAPS[1], RSPAWN],
     its_records_are_those_of_a_user_database: [MAPS[0], MAPS[1]],
     its_ids_are_nobody_elses: [MAPS[0], MAPS[1]],
     its_shell_and_groups_are_those_that_are_asked_for: [MAPS[0], MAPS[1], RSPAWN],
@@ -149,6 +150,15 @@ fn a_user_of_the_host_runs_the_payload(t: &Guest) -> Result<()> {
     for name in ["new", "dir"] {
         ensure!(owner(&scene.home.join(name))? == (UID, UID), "{name} is somebody else's");
     }
+    scene.tidy()
+}
+
+/// M-02, R6: neither a set-id program nor a device node of the host's user counts inside.
+fn no_program_of_a_home_has_rights_of_its_own(t: &Guest) -> Result<()> {
+    let scene = Scene::new(t, t.tree().probe())?;
+    let seen = scene.bound(t).observe()?;
+    let home = seen.mount("/run/host/home/u")?;
+    ensure!(home.has("nosuid") && home.has("nodev"), "it is mounted with {:?}", home.options);
     scene.tidy()
 }
 

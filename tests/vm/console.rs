@@ -1,7 +1,7 @@
 //! The payload's three streams: plain pipes where the caller has none but pipes, a terminal where it has one.
 
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
@@ -17,6 +17,7 @@ cases![
     pipes_carry_every_byte_unchanged,
     standard_output_and_errors_stay_apart,
     a_closed_output_ends_the_payload_not_the_launcher,
+    a_closed_stream_is_seen_outside,
     a_terminal_gives_the_payload_a_terminal_of_its_own,
     the_terminals_size_is_passed_on,
     what_is_typed_reaches_the_payload,
@@ -27,6 +28,7 @@ cases![
     a_read_only_console_shows_and_reads_nothing,
     a_passive_console_shows_nothing,
     an_interactive_console_takes_pipes,
+    the_end_of_the_input_is_passed_on,
     autopipe_hands_pipes_on,
     what_was_printed_last_is_still_shown,
     the_hotkeys_restart_and_power_off,
@@ -70,6 +72,38 @@ fn a_closed_output_ends_the_payload_not_the_launcher(t: &Guest) -> Result<()> {
         .sh("yes; echo ended >&2")?;
     ensure!(run.text() == "y\n" && run.stderr.contains("ended"), "no end\n{run}");
     ensure!(run.stderr.contains("code 0"), "the launcher died\n{run}");
+    Ok(())
+}
+
+/// G-09: the launcher holds no end of what is the payload's, which can live on without it.
+fn a_closed_stream_is_seen_outside(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let start = |script: &str| {
+        let mut command = bare(t, &tree);
+        command.args(["-q", "--pipe", "/bin/sh", "-c", script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the subject")
+    };
+    let mut child = start("echo said; exec >&-; read word")?;
+    let (input, output) = (child.stdin.take(), child.stdout.take());
+    let said = std::io::read_to_string(output.context("there is no output")?);
+    let lives_on = !child_ended(&mut child)?;
+    drop(input);
+    child.wait().context("waiting for the subject")?;
+    ensure!(said.context("reading the output")? == "said\n" && lives_on, "another output");
+    let mut child = start("exec <&-; echo closed; until [ -e /go ]; do sleep 0.1; done")?;
+    let (input, output) = (child.stdin.take(), child.stdout.take());
+    let mut output = output.context("there is no output")?;
+    output.read_exact(&mut [0; 7]).context("waiting for the payload")?;
+    let mut input = input.context("there is no input")?;
+    // The launcher lets go when it sees that the payload runs; a full pipe waits for that.
+    let refused = loop {
+        if let Err(error) = input.write_all(&[b'x'; 4096]) {
+            break error;
+        }
+    };
+    std::fs::write(tree.path().join("go"), "").context("letting it end")?;
+    child.wait().context("waiting for the subject")?;
+    ensure!(refused.kind() == ErrorKind::BrokenPipe, "{refused}");
     Ok(())
 }
 
@@ -231,10 +265,11 @@ fn a_read_only_console_shows_and_reads_nothing(t: &Guest) -> Result<()> {
 }
 
 /// C-01. A difference from systemd-nspawn 252, which prints at the end what the terminal holds by then; its manual says
-/// that the terminal is not connected anywhere.
+/// that the terminal is not connected anywhere. More is printed than all buffers on the way hold.
 fn a_passive_console_shows_nothing(t: &Guest) -> Result<()> {
     let tree = t.tree().build()?;
-    let run = t.container(&tree).arg("--console=passive").sh("test -t 1 && echo lost; exit 4")?;
+    let script = "test -t 1 && seq 1 20000; exit 4";
+    let run = t.container(&tree).arg("--console=passive").sh(script)?;
     run.exits(4)?;
     ensure!(run.stdout.is_empty(), "it was shown\n{run}");
     Ok(())
@@ -254,6 +289,23 @@ fn an_interactive_console_takes_pipes(t: &Guest) -> Result<()> {
     ensure!(run.text().contains("got=word\r\n"), "it did not arrive\n{run}");
     let flags = rustix::fs::fcntl_getfl(&kept).context("reading the pipe's flags")?;
     ensure!(!flags.contains(OFlags::NONBLOCK), "the pipe was left non-blocking");
+    Ok(())
+}
+
+/// C-01: also in the middle of a line, where one end-of-file character would end no more than that.
+fn the_end_of_the_input_is_passed_on(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    for text in ["word", "word\n", ""] {
+        let (reader, mut writer) = std::io::pipe().context("making a pipe")?;
+        writer.write_all(text.as_bytes()).context("typing")?;
+        drop(writer);
+        let container = t.container(&tree).arg("--console=interactive");
+        let words = ["/bin/sh", "-c", "echo got=$(cat):over"];
+        let run = container.run_with_input(&words, reader.into())?;
+        run.succeeds()?;
+        let expected = format!("got={}:over\r\n", text.trim_end());
+        ensure!(run.text().contains(&expected), "of {text:?} it got something else\n{run}");
+    }
     Ok(())
 }
 
@@ -345,7 +397,7 @@ fn a_background_is_kept_at_a_terminal_only(t: &Guest) -> Result<()> {
 }
 
 /// The subject's command line without the harness's `-q`.
-fn bare(t: &Guest, tree: &Tree) -> Command {
+pub(crate) fn bare(t: &Guest, tree: &Tree) -> Command {
     let mut command = match t.subject() {
         Subject::Rspawn => Command::new(t.launcher()),
         Subject::Nspawn => {
@@ -359,33 +411,43 @@ fn bare(t: &Guest, tree: &Tree) -> Command {
 }
 
 /// A command at a terminal, typed at by the case.
-struct Screen {
-    screen: File,
+pub(crate) struct Screen {
+    pub(crate) screen: File,
     /// Keeps the terminal from hanging up before its output was read.
     line: Option<OwnedFd>,
-    child: Child,
+    pub(crate) child: Child,
     shown: Vec<u8>,
     /// Up to where it was looked at.
     seen: usize,
 }
 
 impl Screen {
-    fn start(mut command: Command) -> Result<Self> {
+    pub(crate) fn start(command: Command) -> Result<Self> {
+        Self::start_with(command, [true; 3])
+    }
+
+    /// Those of its input, output and errors that are the terminal; the others stay what they are.
+    pub(crate) fn start_with(mut command: Command, is_terminal: [bool; 3]) -> Result<Self> {
         let Terminal { screen, line } = terminal()?;
-        let stream = || line.try_clone().context("giving the terminal to the subject");
-        command.stdin(stream()?).stdout(stream()?).stderr(stream()?);
+        for (give, _) in [Command::stdin::<OwnedFd>, Command::stdout, Command::stderr]
+            .into_iter()
+            .zip(is_terminal)
+            .filter(|(_, given)| *given)
+        {
+            give(&mut command, line.try_clone().context("giving the terminal to the subject")?);
+        }
         let child = command.spawn().context("starting the subject")?;
         // It holds the streams, which would keep the terminal open.
         drop(command);
         Ok(Self { screen, line: Some(line), child, shown: Vec::new(), seen: 0 })
     }
 
-    fn types(&mut self, keys: &[u8]) -> Result<()> {
+    pub(crate) fn types(&mut self, keys: &[u8]) -> Result<()> {
         self.screen.write_all(keys).context("typing")
     }
 
     /// Waits for text after what was waited for before; the case's own limit ends a wait in vain.
-    fn shows(&mut self, text: &str) -> Result<()> {
+    pub(crate) fn shows(&mut self, text: &str) -> Result<()> {
         let mut buffer = [0; 4096];
         loop {
             let rest = String::from_utf8_lossy(&self.shown[self.seen..]).into_owned();
@@ -398,11 +460,16 @@ impl Screen {
         }
     }
 
-    /// Waits for the end; the exit code and all that was shown.
-    fn ends(mut self) -> Result<(Option<i32>, String)> {
+    /// Waits until nobody has the terminal open any more.
+    pub(crate) fn hangs_up(&mut self) {
         drop(self.line.take());
         // The end of the last one who has the terminal open: EIO.
         let _ = self.screen.read_to_end(&mut self.shown);
+    }
+
+    /// Waits for the end; the exit code and all that was shown.
+    pub(crate) fn ends(mut self) -> Result<(Option<i32>, String)> {
+        self.hangs_up();
         let status = self.child.wait().context("waiting for the subject")?;
         Ok((status.code(), String::from_utf8_lossy(&self.shown).into_owned()))
     }

@@ -11,7 +11,7 @@ use harness::case::Need;
 use harness::cases;
 use harness::fixture::scratch::Mounted;
 use harness::guest::{Guest, Subject};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, makedev};
+use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, Timespec, Timestamps, XattrFlags, makedev};
 use rustix::process::Signal;
 
 use crate::exact::Exact;
@@ -27,6 +27,7 @@ cases![
     a_copy_on_tmpfs_is_the_same: [OURS, Need::Fs("tmpfs")] within 60,
     a_copy_on_an_overlay_is_the_same: [OURS, Need::Fs("tmpfs"), Need::Module("overlay")] within 60,
     a_copy_to_another_file_system_is_the_same: [OURS, Need::Tool("mkfs.ext4"), Need::Module("loop")] within 60,
+    files_without_copy_on_write_share_their_blocks: [OURS, Need::Fs("btrfs")],
     what_is_exchanged_for_a_link_once_it_is_listed_leads_nowhere: [OURS],
     a_source_that_changes_is_copied_and_leads_nowhere: [OURS] within 120,
     other_file_systems_and_the_copy_itself_are_no_part_of_a_copy: [OURS],
@@ -175,6 +176,20 @@ fn a_copy_to_another_file_system_is_the_same(t: &Guest) -> Result<()> {
     fill(tree.path())?;
     let other = LoopFs::ext4(t)?;
     is_copied(t, tree.path(), &other.path().join("copy"))
+}
+
+/// SNP-19: chattr(1) C, which such files have where a directory has it that they were made in.
+fn files_without_copy_on_write_share_their_blocks(t: &Guest) -> Result<()> {
+    let tree = t.tree().build()?;
+    let path = tree.path().join("big");
+    let file = File::create(&path).context("making a big file")?;
+    // Only while it is empty.
+    let flags = rustix::fs::ioctl_getflags(&file).context("asking for its flags")?;
+    rustix::fs::ioctl_setflags(&file, flags | IFlags::NOCOW).context("setting its flags")?;
+    file.write_all_at(&vec![7; 1 << 20], 0).context("filling it")?;
+    let container = t.container(&tree).arg("--ephemeral=reflink");
+    container.sh("wc -c < /big")?.prints("1048576")?;
+    Ok(())
 }
 
 /// The moment between the list of a directory and what is done with it, held still: none of what was listed is what it

@@ -427,13 +427,15 @@ fn a_policy_leaves_partitions_out(t: &Guest) -> Result<()> {
     let (tree, home) = (root(t).build()?, holding(t, "home", "home")?);
     let image = disk(t)
         .part(kind::ROOT, Fs::Ext4, tree.path())
-        .part(kind::HOME, Fs::Ext4, home.path())
+        .with_flags(kind::HOME, flag::READ_ONLY, Fs::Ext4, home.path())
         .build()?;
     let with = |policy: &str| container(t, image.path()).arg(format!("--image-policy={policy}"));
     with("root=unprotected:home=unused").sh("! test -e /home/home && echo done")?.prints("done")?;
     with("*").sh("cat /home/home")?.prints("home")?;
     with("root=verity:=open").sh("true")?.fails_with("root partition is unprotected")?;
     with("=open:srv=unprotected").sh("true")?.fails_with("no srv partition")?;
+    with("home=unprotected+read-only-on:=open").sh("cat /home/home")?.prints("home")?;
+    with("root=unprotected+read-only-on:=open").sh("true")?.fails_with("have read-only-on")?;
     Ok(())
 }
 

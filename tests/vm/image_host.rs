@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use harness::case::Need;
 use harness::cases;
-use harness::fixture::gpt::kind;
+use harness::fixture::gpt::{self, kind};
 use harness::fixture::image::{Builder, Fs, Image};
+use harness::fixture::scratch::Mounted;
 use harness::guest::Guest;
 use harness::guest::observe::{entries, mounts_of};
 use loopdev::{LoopControl, LoopDevice};
@@ -20,6 +21,8 @@ cases![
     many_taken_devices_are_no_hindrance: [OURS, LOOP, EXT4],
     a_device_without_a_node_is_explained: [OURS, LOOP, EXT4, Need::Tool("unshare")],
     many_starts_at_once_find_a_device_each: [OURS, LOOP, EXT4] within 120,
+    a_disk_with_something_mounted_is_not_written_to: [OURS, LOOP, EXT4],
+    partitions_that_overlap_are_refused: [OURS, LOOP, EXT4],
     an_image_cut_at_any_boundary_is_refused: [OURS, LOOP] within 120,
     a_cut_file_system_is_refused: [OURS, LOOP, EXT4],
     what_is_in_an_image_is_not_looked_at: [OURS, LOOP, EXT4],
@@ -135,6 +138,40 @@ fn many_starts_at_once_find_a_device_each(t: &Guest) -> Result<()> {
     for mut running in all {
         running.end()?.succeeds()?;
     }
+    Ok(())
+}
+
+/// IMG-02: its file system would be changed by two that do not know of each other.
+fn a_disk_with_something_mounted_is_not_written_to(t: &Guest) -> Result<()> {
+    let tree = root(t).build()?;
+    let image = disk(t).part(kind::LINUX, Fs::Ext4, tree.path()).build_bare()?;
+    let control = LoopControl::open().context("opening the loop devices' control")?;
+    let device = control.next_free().context("looking for a free loop device")?;
+    device.attach_file(image.path()).context("attaching a loop device")?;
+    let node = device.path().context("asking for the loop device's path")?;
+    let _taken = Taken(vec![device]);
+    let mounted = Mounted::device(&node, &t.scratch().join("mounted"), "ext4")?;
+    container(t, &node).args(["-M", "dev"]).sh("echo ran")?.fails_with("opening the image")?;
+    drop(mounted);
+    container(t, &node).args(["-M", "dev"]).sh("echo ran")?.prints("ran")?;
+    Ok(())
+}
+
+/// IMG-16: one that is not used here, too.
+fn partitions_that_overlap_are_refused(t: &Guest) -> Result<()> {
+    const ENTRIES: usize = 1024;
+    const ENTRY: usize = 128;
+    let tree = root(t).build()?;
+    let image = disk(t).part(kind::ROOT, Fs::Ext4, tree.path()).raw(kind::SWAP, b"").build()?;
+    let mut start = std::fs::read(image.path())?;
+    // Without its backup, so that what is wrong with the first is told.
+    image.patch(start.len() as u64 - 512, &[0; 512])?;
+    start.truncate(ENTRIES + 128 * ENTRY);
+    // The sector that is the first one's last is the second one's first (UEFI 2.10, table 5-6).
+    start.copy_within(ENTRIES + 40..ENTRIES + 48, ENTRIES + ENTRY + 32);
+    gpt::seal(&mut start);
+    image.patch(0, &start)?;
+    container(t, image.path()).sh("true")?.fails_with("partitions 1 and 2 overlap")?;
     Ok(())
 }
 

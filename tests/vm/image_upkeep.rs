@@ -2,6 +2,7 @@
 //! grown if their partition says so.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,9 @@ use harness::cases;
 use harness::fixture::gpt::{flag, kind};
 use harness::fixture::image::{Fs, Image};
 use harness::guest::Guest;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 use crate::image::{EXT4, LOOP, OURS, container, disk, holding, root};
 
@@ -18,6 +22,7 @@ cases![
     a_btrfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.btrfs"), Need::Module("btrfs")] within 120,
     an_xfs_grows_with_its_partition: [OURS, LOOP, Need::Tool("mkfs.xfs"), Need::Module("xfs")] within 120,
     a_file_system_with_errors_is_repaired: [OURS, LOOP, EXT4, Need::Tool("debugfs")],
+    a_repair_ends_with_a_killed_launcher: [OURS, LOOP, EXT4, Need::Tool("debugfs"), Need::Tool("unshare")],
     what_needs_a_decision_is_refused: [OURS, LOOP, EXT4, Need::Tool("debugfs")],
     a_missing_program_is_told: [OURS, LOOP, EXT4, Need::Tool("debugfs"), Need::Tool("unshare")],
     a_boot_partition_is_repaired_too: [OURS, LOOP, EXT4, Need::Tool("mkfs.vfat"),
@@ -92,6 +97,33 @@ fn a_file_system_with_errors_is_repaired(t: &Guest) -> Result<()> {
     ensure!(state(&image)? == 3, "it was written to, and is only read");
     container(t, image.path()).sh("echo done")?.prints("done")?;
     ensure!(state(&image)? == 1, "it still has the state {}", state(&image)?);
+    Ok(())
+}
+
+/// I-04, R7: it would write to what is nobody's any more.
+fn a_repair_ends_with_a_killed_launcher(t: &Guest) -> Result<()> {
+    let image = edited(t, &["set_super_value state 3"])?;
+    let (program, told) = (t.scratch().join("fsck"), t.scratch().join("told"));
+    mkfifoat(CWD, &told, Mode::RUSR | Mode::WUSR).context("making a pipe")?;
+    let script = format!("#!/bin/sh\necho $$ > '{}'\nexec sleep 1000\n", told.display());
+    fs::write(&program, script).context("making a program")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let covers = "mount --bind \"$0\" /usr/sbin/fsck.ext4 && exec \"$@\"";
+    let slow = program.to_str().context("the scratch directory is no text")?;
+    let container = container(t, image.path());
+    let mut running =
+        container.clone().through(&["unshare", "-m", "sh", "-c", covers, slow]).start("true")?;
+    let pid = fs::read_to_string(&told).context("waiting for the program")?;
+    let pid = Pid::from_raw(pid.trim().parse()?).context("a process without number")?;
+    let repair = pidfd_open(pid, PidfdFlags::empty()).context("watching the program")?;
+    running.signal(Signal::KILL)?;
+    let bound = Timespec { tv_sec: 15, tv_nsec: 0 };
+    let ended =
+        poll(&mut [PollFd::new(&repair, PollFlags::IN)], Some(&bound)).context("waiting")?;
+    running.end()?;
+    fs::remove_file(&program).and_then(|()| fs::remove_file(&told)).context("tidying")?;
+    ensure!(ended == 1, "it goes on");
+    container.sh("echo done")?.prints("done")?;
     Ok(())
 }
 

@@ -36,6 +36,7 @@ mod image_fs;
 mod image_host;
 mod image_mutated;
 mod image_upkeep;
+mod image_usr;
 mod image_verity;
 mod integration;
 mod journal;
@@ -61,6 +62,7 @@ mod snapshot;
 mod stacked;
 mod status;
 mod template;
+mod terminal;
 mod tmpfs;
 mod user;
 mod userns;
@@ -97,6 +99,7 @@ const SUITE: Suite = Suite {
         image_host::CASES,
         image_mutated::CASES,
         image_upkeep::CASES,
+        image_usr::CASES,
         image_verity::CASES,
         volatile::CASES,
         pivot::CASES,
@@ -106,6 +109,7 @@ const SUITE: Suite = Suite {
         limits::CASES,
         locks::CASES,
         console::CASES,
+        terminal::CASES,
         credentials::CASES,
         errors::CASES,
         environment::CASES,

@@ -6,11 +6,16 @@ use harness::fixture::container::Run;
 use harness::fixture::manager::{Manager, leader_in};
 use harness::guest::Guest;
 
+use crate::own::with_users;
+use crate::user::users;
+
 cases![
     a_service_manager_hears_of_start_and_end,
     an_abstract_address_is_told_too,
     a_payload_that_is_not_there_is_never_ready,
     the_container_says_when_it_is_ready,
+    a_container_with_users_of_its_own_says_when_it_is_ready,
+    a_payload_of_any_user_says_when_it_is_ready,
     without_notify_ready_only_the_status_is_passed_on,
     only_process_1_is_listened_to,
     bad_notifications_do_nothing,
@@ -77,6 +82,27 @@ fn the_container_says_when_it_is_ready(t: &Guest) -> Result<()> {
     let status = position(&heard, "STATUS=Container running: coming up")?;
     ensure!(status < position(&heard, "READY=1")?, "in another order: {heard:?}");
     Ok(())
+}
+
+/// E-07: who says so is somebody else outside than inside.
+fn a_container_with_users_of_its_own_says_when_it_is_ready(t: &Guest) -> Result<()> {
+    let tree = t.tree().probe().build()?;
+    // Its owner changes, and it is one file for all cases.
+    let (probe, copy) = (tree.path().join("probe"), tree.path().join("copy"));
+    std::fs::copy(&probe, &copy).and_then(|_| std::fs::rename(copy, probe))?;
+    let manager = Manager::listening(t)?;
+    let container = with_users(manager.of(t.container(&tree)), 31 << 16, "chown");
+    container.arg("--notify-ready=yes").sh("exec /probe --notify READY=1")?.succeeds()?;
+    position(&manager.heard()?, "READY=1").map(drop)
+}
+
+/// E-07, E-05: the socket is for everybody inside.
+fn a_payload_of_any_user_says_when_it_is_ready(t: &Guest) -> Result<()> {
+    let tree = users(t).probe().build()?;
+    let manager = Manager::listening(t)?;
+    let container = manager.of(t.container(&tree)).args(["--notify-ready=yes", "-udeep"]);
+    container.sh("exec /probe --notify READY=1")?.succeeds()?;
+    position(&manager.heard()?, "READY=1").map(drop)
 }
 
 /// E-07: the manager is told at once that the container is ready, and not again; systemd-nspawn 252 passes

@@ -1,10 +1,14 @@
 //! What `--status-fd=` tells a program that follows a run: rspawn's own option, so systemd-nspawn is not asked.
 
+use std::fs::File;
+use std::io::Write;
+
 use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::fixture::container::{Container, Run};
 use harness::fixture::tree::Tree;
 use harness::guest::{Guest, Subject};
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use serde_json::{Value, json};
 
 cases![
@@ -16,6 +20,7 @@ cases![
     the_payload_does_not_get_the_descriptor,
     a_descriptor_that_is_not_open_for_writing_is_refused,
     a_reader_that_goes_away_harms_nobody,
+    a_reader_that_never_reads_holds_nobody_up,
 ];
 
 /// Runs a container with --status-fd=7 on a file, and reads the events.
@@ -176,5 +181,25 @@ fn a_reader_that_goes_away_harms_nobody(t: &Guest) -> Result<()> {
         .arg("--status-fd=7")
         .sh("sleep 0.2; exit 7")?;
     ensure!(run.stderr.contains("code 7"), "the launcher ended otherwise\n{run}");
+    Ok(())
+}
+
+/// G-09: its pipe is full, and stays so.
+fn a_reader_that_never_reads_holds_nobody_up(t: &Guest) -> Result<()> {
+    if t.subject() == Subject::Nspawn {
+        return Ok(());
+    }
+    let tree = t.tree().build()?;
+    let path = t.scratch().join("pipe");
+    mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).context("making a pipe")?;
+    let both_ends = open(&path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+    let mut both_ends = File::from(both_ends.context("opening the pipe")?);
+    while both_ends.write(&[b'x'; 4096]).is_ok() {}
+    let opens = format!("exec \"$@\" 7>'{}'", path.display());
+    let container = t.container(&tree).through(&["/bin/sh", "-c", &opens, "sh"]);
+    let run = container.arg("--status-fd=7").sh("exit 7")?;
+    std::fs::remove_file(&path).context("tidying")?;
+    run.exits(7)?;
+    ensure!(run.stderr.contains("--status-fd=: nobody reads it"), "nothing is said of it\n{run}");
     Ok(())
 }

@@ -10,9 +10,10 @@ use harness::case::Need;
 use harness::cases;
 use harness::fixture::container::Container;
 use harness::fixture::scratch::Mounted;
-use harness::fixture::tree::{Builder, Tree};
+use harness::fixture::tree::{Builder, Listing, Tree};
 use harness::guest::observe::entries;
 use harness::guest::{Guest, Subject};
+use harness::report::event::Restart;
 use rustix::fs::IFlags;
 use rustix::process::Signal;
 
@@ -40,6 +41,7 @@ cases![
     what_is_no_place_for_a_copy_is_refused: [OURS],
     kill_9_at_any_step_leaves_nothing_or_all: [OURS] within 120,
     kill_9_at_any_step_on_btrfs_leaves_nothing_or_all: [OURS, BTRFS] within 120,
+    a_power_cut_leaves_nothing_or_all: [OURS, Need::Restart, Need::Fs("ext4")],
     a_request_to_end_at_any_step_leaves_no_copy: [OURS] within 120,
     of_two_that_fill_one_directory_the_first_counts: [OURS] within 60,
     links_are_not_filled: [OURS],
@@ -312,7 +314,7 @@ fn killed_at_each(t: &Guest, template: &Tree, steps: &[&str]) -> Result<()> {
     }
     let copy = Copy::new(t);
     halted::killed_at("template-named", &copy.from(t, template.path()))?;
-    harness::fixture::tree::Listing::of(&copy.0)?.same_as(&before)?;
+    Listing::of(&copy.0)?.same_as(&before)?;
     copy.from(t, template.path()).sh("echo done")?.prints("done")?;
     // Whoever finds it complete has nothing to fill, and so nothing to look for beside it.
     drop(copy);
@@ -321,6 +323,28 @@ fn killed_at_each(t: &Guest, template: &Tree, steps: &[&str]) -> Result<()> {
     let left = halted::hidden(t)?;
     ensure!(left.is_empty(), "there is {left:?}");
     Ok(())
+}
+
+/// SNP-14: the name of the copy is on disk, and ext4 keeps what was written last in memory for longer than that.
+fn a_power_cut_leaves_nothing_or_all(t: &Guest) -> Result<()> {
+    let copy = Copy::new(t);
+    if t.boot() == 0 {
+        let template = t.tree().name("template").build()?;
+        let scratch = fs::File::open(t.scratch()).context("opening the scratch directory")?;
+        rustix::fs::syncfs(&scratch).context("writing the scratch disk")?;
+        let container = copy.from(t, template.path());
+        let stopped = halted::at("template-named", &container, "true")?;
+        scratch.sync_all().context("writing the copy's name")?;
+        // Their guards would clean up, which a power cut does not.
+        std::mem::forget((template, copy, stopped));
+        return Err(Restart::PowerCut.into());
+    }
+    let template = t.scratch().join("template");
+    Listing::of(&copy.0)?.same_as(&Listing::of(&template)?)?;
+    drop(copy);
+    let copy = Copy::new(t);
+    copy.from(t, &template).sh("true")?.succeeds()?;
+    fs::remove_dir_all(&template).context("removing the template")
 }
 
 /// I-02, R9, defect 2 of systemd-nspawn 252.

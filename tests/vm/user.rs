@@ -59,7 +59,7 @@ audio:x:711:deep
 other:x:712:nobody
 ";
 
-fn users(t: &Guest) -> Builder {
+pub(crate) fn users(t: &Guest) -> Builder {
     t.tree()
         .script("usr/bin/getent", GETENT)
         .dir("usr/share")
@@ -267,7 +267,7 @@ fn a_shell_starts_at_home_and_a_command_does_not(t: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// NS-08, DEV-04: the pty is the user's under each of its names.
+/// NS-08, DEV-04: the pty is the user's, and nobody else's, under each of its names.
 fn the_container_gives_its_terminal_to_the_user(t: &Guest) -> Result<()> {
     let tree = users(t).build()?;
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).context("opening a pty")?;
@@ -276,7 +276,7 @@ fn the_container_gives_its_terminal_to_the_user(t: &Guest) -> Result<()> {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
     let peer = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).context("opening it")?;
     let mut child = t.container(&tree).arg("-udeep").start_on_terminal(
-        "stat -L -c %u:%g /proc/self/fd/0 /dev/console | tr '\\n' ' '; echo > /dev/console && echo done",
+        "stat -L -c %u:%g:%a /proc/self/fd/0 /dev/console | tr '\\n' ' '; echo > /dev/console && echo done",
         peer,
     )?;
     let mut text = String::new();
@@ -286,7 +286,7 @@ fn the_container_gives_its_terminal_to_the_user(t: &Guest) -> Result<()> {
         text.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
     child.wait().context("waiting for the subject")?;
-    ensure!(text.contains("700:700 700:700") && text.contains("done"), "{text:?}");
+    ensure!(text.contains("700:700:600 700:700:600") && text.contains("done"), "{text:?}");
     Ok(())
 }
 
