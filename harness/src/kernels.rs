@@ -17,6 +17,7 @@ use crate::artifact::{Key, Store};
 use crate::ext4;
 use crate::local_kernel::Local;
 use crate::tool;
+use crate::vmlinux;
 use crate::workspace::Workspace;
 
 /// Modules that the initramfs loads; what the kernel has built in is passed over.
@@ -339,7 +340,7 @@ pub(crate) fn assemble(vmlinuz: &Path, modules: &Path, at: &Path) -> Result<()> 
     let what = || format!("{} is no directory of modules", modules.display());
     let release = modules.file_name().and_then(|name| name.to_str()).with_context(what)?;
     let usr = modules.ancestors().nth(3).with_context(what)?;
-    unpack_vmlinux(vmlinuz, &at.join("vmlinux"))
+    vmlinux::unpack(vmlinuz, &at.join("vmlinux"))
         .with_context(|| format!("unpacking {}", vmlinuz.display()))?;
     decompress_modules(modules)?;
     for leftover in ["vmlinuz", "build", "source"] {
@@ -414,44 +415,6 @@ fn collect_boot_modules(usr: &Path, release: &str, into: &Path) -> Result<()> {
         .context("writing the order of boot modules")
 }
 
-/// Where the compressed kernel lies in a bzImage, without the size that the kernel's build appends
-/// (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length).
-fn payload(image: &[u8]) -> Option<&[u8]> {
-    let u32_at = |at: usize| image.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
-    (image.get(0x202..0x206)? == b"HdrS").then_some(())?;
-    let sectors = match *image.get(0x1f1)? {
-        0 => 4,
-        n => usize::from(n),
-    };
-    let start = (sectors + 1) * 512 + usize::try_from(u32_at(0x248)?).ok()?;
-    let length = usize::try_from(u32_at(0x24c)?).ok()?.checked_sub(4)?;
-    image.get(start..start.checked_add(length)?)
-}
-
-fn unpack_vmlinux(vmlinuz: &Path, into: &Path) -> Result<()> {
-    let image = fs::read(vmlinuz).context("reading the image")?;
-    let payload = payload(&image).context("the image is no bzImage with a payload")?;
-    let program = match payload {
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz",
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
-        [0x02, 0x21, 0x4c, 0x18, ..] => "lz4",
-        [0x1f, 0x8b, ..] => "gzip",
-        _ => bail!("the image's compression is unknown"),
-    };
-    let packed = into.with_extension("packed");
-    fs::write(&packed, payload).context("writing the payload")?;
-    let input = fs::File::open(&packed).context("reading the payload")?;
-    let output = fs::File::create(into).with_context(|| format!("making {}", into.display()))?;
-    tool::output(tool::command(program).arg("-dc").stdin(input).stdout(output))?;
-    let mut magic = [0; 4];
-    std::io::Read::read_exact(&mut fs::File::open(into).context("reading vmlinux")?, &mut magic)
-        .context("reading vmlinux")?;
-    if &magic != b"\x7fELF" {
-        bail!("the payload is no ELF file");
-    }
-    fs::remove_file(&packed).context("removing the packed payload")
-}
-
 fn lock_path(workspace: &Workspace) -> PathBuf {
     workspace.file("qemu/kernels.lock")
 }
@@ -472,20 +435,6 @@ mod tests {
         );
         assert_eq!(split_part("linux-base (>= 4.3)"), None);
         assert_eq!(split_part("kmod"), None);
-    }
-
-    #[test]
-    fn the_payload_is_found_by_the_header_and_loses_its_size() {
-        let mut image = vec![0; 0x1000];
-        image[0x1f1] = 1;
-        image[0x202..0x206].copy_from_slice(b"HdrS");
-        image[0x248..0x24c].copy_from_slice(&16_u32.to_le_bytes());
-        image[0x24c..0x250].copy_from_slice(&12_u32.to_le_bytes());
-        image[1040..1052].copy_from_slice(b"PAYLOAD!size");
-        assert_eq!(payload(&image).unwrap(), b"PAYLOAD!");
-        image[0x24c..0x250].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(payload(&image).is_none());
-        assert!(payload(b"MZ").is_none());
     }
 
     #[test]

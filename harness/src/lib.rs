@@ -125,5 +125,6 @@ pub mod terminal;
 pub mod tool;
 pub mod userland;
 pub mod vm;
+mod vmlinux;
 pub mod workspace;
 pub mod xtask;

@@ -15,6 +15,7 @@ mod combined;
 mod console;
 mod copy;
 mod credentials;
+mod delegate;
 mod devices;
 mod directory;
 mod environment;
@@ -123,6 +124,7 @@ const SUITE: Suite = Suite {
         runhost::CASES,
         user::CASES,
         userns::CASES,
+        delegate::CASES,
         cleanup::CASES,
         security::CASES,
         settings::CASES,

@@ -9,6 +9,7 @@ mod closing;
 pub mod coverage_of_spec;
 pub mod docs;
 pub mod doctor;
+mod dry_run;
 pub mod images;
 pub mod install;
 pub mod kernels;

@@ -15,8 +15,8 @@ use crate::accel::{self, Choice, Wish};
 use crate::case::Listing;
 use crate::guest::{Subject, fault};
 use crate::kernels::{self, Kernel, Row};
-use crate::machine::{self, GUEST_MEMORY_MIB, Parts, SCRATCH_MIB};
-use crate::matrix::{self, Axes, Job, Lane, Lanes, Plan};
+use crate::machine::GUEST_MEMORY_MIB;
+use crate::matrix::{self, Axes, Job, Lane, Lanes};
 use crate::report::difference::{self, Differences};
 use crate::report::event::Keep;
 use crate::report::human::{Format, Human};
@@ -30,13 +30,12 @@ use crate::shape::Shape;
 use crate::suite::{self, Suite};
 use crate::template::Templates;
 use crate::userland::Named;
-use crate::vm::args::{Sockets, qemu_arguments};
 use crate::workspace::Workspace;
-use crate::{schedule, sys, tool};
+use crate::{schedule, sys};
 
 use super::closing::Ended;
 use super::select::{Failed, Selection, Subjects};
-use super::{doctor, list, say};
+use super::{doctor, dry_run, list, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -219,7 +218,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let suite = suite.pinned(run_dir.path())?;
     let guests = options.guests();
     if options.dry_run {
-        return dry_run(&plan, &ready, &choice, &suite, &run_dir);
+        return dry_run::run(&plan, &ready, &choice, &suite, &run_dir);
     }
     let human = Human::new(differences.clone(), options.format);
     human.line(&headline("vm-test", &run_dir, &choice));
@@ -450,32 +449,6 @@ pub fn chosen_rows(
         None => lane(workspace, &options.lane)?.kernels,
     };
     super::kernels::chosen(&rows, &names)
-}
-
-fn dry_run(
-    plan: &Plan,
-    ready: &Ready,
-    choice: &Choice,
-    suite: &Suite,
-    run_dir: &RunDir,
-) -> Result<ExitCode> {
-    for job in &plan.jobs {
-        let kernel =
-            ready.kernels.get(&job.cell.kernel).context("planning a kernel that is not ready")?;
-        let root =
-            ready.roots.get(&job.cell.shape).context("planning a guest that is not ready")?;
-        let initramfs = machine::initramfs(run_dir.path(), kernel, suite)?;
-        let scratch = machine::scratch_file(run_dir.path(), SCRATCH_MIB)?;
-        let (accel, memory_mib) = (choice.accel, GUEST_MEMORY_MIB);
-        let parts = Parts { kernel, shape: job.cell.shape, root, accel, memory_mib };
-        let machine = parts.machine(initramfs, machine::scratch_disk(&scratch));
-        let sockets = Sockets { agent: 3, monitor: 4, console: None };
-        let words = qemu_arguments(&machine, sockets, &run_dir.path().join("console.log"));
-        let words: Vec<String> = words.iter().map(|word| tool::quoted(word)).collect();
-        println!("# {}: {} cases", job.cell, job.cases.len());
-        println!("qemu-system-x86_64 {}", words.join(" "));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Checks options that the grammar cannot.
