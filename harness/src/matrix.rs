@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::{DEFAULT_TIMEOUT_S, ListedNeed, Listing};
 use crate::guest::Subject;
+use crate::kept::MEMORY_FS;
 use crate::shape::Shape;
 
 /// What a guest costs before its first case, in usual cases: most are restored, and still translate all that they execute.
@@ -109,6 +110,8 @@ pub enum SkipCode {
     LaneExcluded,
     /// The case is about options that this launcher does not have.
     RefUnsupported,
+    /// The case restarts its guest, which ends with what is in its memory.
+    NoDisk,
 }
 
 impl std::fmt::Display for SkipCode {
@@ -117,6 +120,7 @@ impl std::fmt::Display for SkipCode {
             Self::KernelTooOld => "KERNEL_TOO_OLD",
             Self::LaneExcluded => "LANE_EXCLUDED",
             Self::RefUnsupported => "REF_UNSUPPORTED",
+            Self::NoDisk => "NO_DISK",
         })
     }
 }
@@ -221,6 +225,10 @@ fn reason_to_skip(case: &Listing, cell: &Cell, fs: &[String]) -> Option<(SkipCod
     if let Some(least) = least_kernel(case).filter(|least| cell.version < *least) {
         let why = format!("needs kernel >= {}.{}", least.0, least.1);
         return Some((SkipCode::KernelTooOld, why));
+    }
+    if cell.fs == MEMORY_FS && case.needs.contains(&ListedNeed::Restart) {
+        let why = format!("restarts its guest, with which a {MEMORY_FS} is gone");
+        return Some((SkipCode::NoDisk, why));
     }
     only(case).filter(|only| *only != cell.subject).map(|only| {
         (SkipCode::RefUnsupported, format!("is about options that only {} has", only.name()))

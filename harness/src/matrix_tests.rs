@@ -60,6 +60,16 @@ fn a_file_system_that_the_user_names_is_where_cases_run() {
 }
 
 #[test]
+fn a_case_that_restarts_its_guest_needs_a_disk() {
+    let cases = [case("r", &[ListedNeed::Restart])];
+    let lane_fs = ["ext4".to_owned(), "tmpfs".to_owned()];
+    let kernels = &kernels()[..1];
+    let plan = plan(&cases, &Axes { every_fs: true, ..on(kernels, &lane_fs) });
+    assert_eq!(shape(&plan), ["new ext4 r"]);
+    assert_eq!((plan.skips[0].code, plan.skips[0].cell.fs.as_str()), (SkipCode::NoDisk, "tmpfs"));
+}
+
+#[test]
 fn an_old_kernel_is_a_skip_with_its_reason_and_an_unknown_file_system_is_unassigned() {
     let cases =
         [case("a", &[ListedNeed::Kernel(5, 15)]), case("z", &[ListedNeed::Fs("zfs".to_owned())])];

@@ -1,6 +1,7 @@
 //! What is left when the launcher is killed: nothing that lives, and nothing that the next start does not remove.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -192,20 +193,29 @@ fn copies(dir: &Path) -> Result<usize> {
 
 /// Kills a launcher and waits for the end of all that runs in its container. Returns how many processes that were.
 pub(crate) fn kill_with_payload(mut running: Running) -> Result<usize> {
-    let mut watched = Vec::new();
-    for payload in running.payload()? {
-        let pid = Pid::from_raw(i32::try_from(payload)?).context("a process without number")?;
-        // One that ended meanwhile is not there to be watched.
-        if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
-            watched.push((payload, fd));
-        }
-    }
+    let watched = watched(running.payload()?)?;
     running.signal(Signal::KILL)?;
-    for (pid, fd) in &watched {
+    await_ends(&watched)?;
+    running.end()?;
+    Ok(watched.len())
+}
+
+/// These processes, but for those that have ended meanwhile, to [`await_ends`] of.
+pub(crate) fn watched(pids: impl IntoIterator<Item = u32>) -> Result<Vec<(u32, OwnedFd)>> {
+    let mut watched = Vec::new();
+    for number in pids {
+        let pid = Pid::from_raw(i32::try_from(number)?).context("a process without number")?;
+        watched.extend(pidfd_open(pid, PidfdFlags::empty()).map(|fd| (number, fd)));
+    }
+    Ok(watched)
+}
+
+/// Waits until none of them lives. Only then can what a killed launcher left be removed by the next one.
+pub(crate) fn await_ends(watched: &[(u32, OwnedFd)]) -> Result<()> {
+    for (pid, fd) in watched {
         let bound = Timespec { tv_sec: 15, tv_nsec: 0 };
         let ended = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&bound)).context("waiting")?;
         ensure!(ended == 1, "process {pid} of the container lives on");
     }
-    running.end()?;
-    Ok(watched.len())
+    Ok(())
 }

@@ -14,7 +14,8 @@ use harness::fixture::image::{Builder, Fs, Image};
 use harness::fixture::tree::Tree;
 use harness::guest::{Guest, Subject};
 use loopdev::LoopControl;
-use rustix::process::Signal;
+
+use crate::cleanup::kill_with_payload;
 
 pub(crate) const LOOP: Need = Need::Module("loop");
 pub(crate) const EXT4: Need = Need::Tool("mkfs.ext4");
@@ -291,8 +292,7 @@ fn nothing_stays_attached_when_the_launcher_is_killed(t: &Guest) -> Result<()> {
         let mut running =
             container(t, image.path()).arg(option).start("echo up; cat > /dev/null")?;
         running.next_line()?;
-        running.signal(Signal::KILL)?;
-        running.end()?;
+        kill_with_payload(running)?;
     }
     container(t, image.path()).sh("echo done")?.prints("done")?;
     Ok(())

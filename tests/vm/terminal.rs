@@ -9,12 +9,12 @@ use anyhow::{Context, Result, ensure};
 use harness::cases;
 use harness::guest::observe::descendants_of;
 use harness::guest::{Guest, Subject};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{
     LocalModes, OptionalActions, Termios, Winsize, tcgetattr, tcsetattr, tcsetwinsize,
 };
 
+use crate::cleanup::{await_ends, watched};
 use crate::console::{Screen, bare, terminal};
 
 cases![
@@ -112,17 +112,10 @@ fn left_by_a_killed_one(t: &Guest, then: impl FnOnce(&File) -> Result<()>) -> Re
     screen.shows("up\r")?;
     ensure!(!modes(&screen.screen)?.local_modes.contains(LocalModes::ICANON), "it is not raw");
     then(&screen.screen)?;
-    let mut watched = Vec::new();
-    for pid in descendants_of(screen.child.id())? {
-        let pid = Pid::from_raw(i32::try_from(pid)?).context("a process without number")?;
-        // One that has ended meanwhile is not there to be watched.
-        watched.extend(pidfd_open(pid, PidfdFlags::empty()));
-    }
+    let watched = watched(descendants_of(screen.child.id())?)?;
     screen.child.kill().context("killing the subject")?;
     screen.hangs_up();
-    for process in &watched {
-        poll(&mut [PollFd::new(process, PollFlags::IN)], None).context("waiting for its end")?;
-    }
+    await_ends(&watched)?;
     let left = modes(&screen.screen)?;
     screen.ends()?;
     // What a killed run leaves is removed by the next one.
