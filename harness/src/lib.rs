@@ -51,6 +51,7 @@
 //!     let mounts = observe::mounts_of("self")?;
 //!     anyhow::ensure!(mounts.iter().any(|mount| mount.on == dir.to_string_lossy()), "{mounts:?}");
 //!     rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::empty())?;
+//!     fs::remove_dir(&dir)?;
 //!     Ok(())
 //! }
 //!

@@ -49,7 +49,7 @@ pub fn image<T>(
         let _held = begin();
         make(config, scratch, at, limit).context("making scratch disks")
     })?;
-    Ok(Some(file_of(&entry, fs)))
+    Ok(Some(file_of(&entry, fs)).filter(|image| image.exists()))
 }
 
 fn file_of(entry: &Path, fs: &str) -> PathBuf {
@@ -65,7 +65,7 @@ fn make(config: &VmConfig, scratch: &File, at: &Path, limit: Duration) -> Result
     let await_event = |wanted: &dyn Fn(&Event) -> bool| loop {
         let left = until.saturating_duration_since(Instant::now());
         match inputs.recv_timeout(left) {
-            Ok(Input::Said(message)) if wanted(&message.body) => return Ok(()),
+            Ok(Input::Said(message)) if wanted(&message.body) => return Ok(message.body),
             Ok(Input::Said(_)) => {}
             other => bail!("the guest does not answer: {other:?}"),
         }
@@ -73,14 +73,23 @@ fn make(config: &VmConfig, scratch: &File, at: &Path, limit: Duration) -> Result
     await_event(&|event| matches!(event, Event::Hello { .. }))?;
     for (fs, ..) in MKFS {
         channel.order(Order::Format { fs: (*fs).to_owned() })?;
-        await_event(&|event| matches!(event, Event::Ended { code: 0 }))?;
+        // A guest of another project may have no program for it, and no use.
+        let Event::Ended { code: 0 } = await_event(&|event| matches!(event, Event::Ended { .. }))?
+        else {
+            empty(scratch)?;
+            continue;
+        };
         let path = file_of(at, fs);
         let image =
             File::create_new(&path).with_context(|| format!("making {}", path.display()))?;
         fill(&image, scratch)?;
     }
     drop(qemu);
-    // The next one begins with an empty disk, and so does who asked.
+    // Who asked begins with an empty disk.
+    empty(scratch)
+}
+
+fn empty(scratch: &File) -> Result<()> {
     let length = scratch.metadata().context("measuring the scratch disk")?.len();
     scratch.set_len(0).and_then(|()| scratch.set_len(length)).context("emptying the scratch disk")
 }

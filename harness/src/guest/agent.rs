@@ -80,8 +80,7 @@ pub fn run(suite: &Suite) -> Result<()> {
                 }
             }
             Order::Format { fs } => {
-                make_fs(&fs)?;
-                port.send(Event::Ended { code: 0 })?;
+                command::answer(make_fs(&fs).map(|()| 0), &mut port)?;
             }
             Order::Command { words, input } => {
                 command::run(&words, input, Path::new(SCRATCH), &mut port)?;

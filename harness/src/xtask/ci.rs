@@ -61,6 +61,12 @@ const STEPS: &[Step] = &[
         environment: &[],
         counts: Counts::Closing,
     },
+    Step {
+        name: "cases of another project",
+        arguments: &["run", "--package", "tmpmount", "--bin", "tmpmount-vm"],
+        environment: &[],
+        counts: Counts::Closing,
+    },
 ];
 
 /// How much of the matrix is run.
@@ -153,6 +159,9 @@ fn perform(
             let mut command =
                 tool::command(&std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
             command.args(arguments);
+            if let (["run", ..], Some(mirror)) = (arguments, mirror) {
+                command.args(["--", "--mirror", mirror]);
+            }
             command
         }
     };

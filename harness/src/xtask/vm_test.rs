@@ -17,6 +17,7 @@ use crate::guest::{Subject, fault};
 use crate::kernels::{self, Kernel, Row};
 use crate::machine::GUEST_MEMORY_MIB;
 use crate::matrix::{self, Axes, Job, Lane, Lanes};
+use crate::report::Verdict;
 use crate::report::difference::{self, Differences};
 use crate::report::event::Keep;
 use crate::report::human::{Format, Human};
@@ -24,7 +25,7 @@ use crate::report::shard::{self, Shard};
 use crate::report::skips::{Deny, Expected};
 use crate::report::summary::{Blame, exit};
 use crate::rundir::RunDir;
-use crate::runner::{RunOptions, Runner};
+use crate::runner::{Located, RunOptions, Runner};
 use crate::schedule::Budget;
 use crate::shape::Shape;
 use crate::suite::{self, Suite};
@@ -269,7 +270,8 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         wrong_lists,
     };
     let took = begun.elapsed().as_secs_f64();
-    let pace = report.results.len() as f64 / took * 60.0;
+    let ran = |located: &&Located| !matches!(located.report.verdict, Verdict::NotRun { .. });
+    let pace = report.results.iter().filter(ran).count() as f64 / took * 60.0;
     let first = human.first_verdict().map_or_else(String::new, |at| {
         format!("the first verdict after {:.1} s, ", at.duration_since(begun).as_secs_f64())
     });

@@ -28,13 +28,14 @@ fn main() -> ExitCode {
     SUITE.main()
 }
 
-/// What the helper has mounted; unmounted when dropped, or the case would be told that it left something behind.
+/// What the helper has mounted; gone when dropped, or the case would be told that it left something behind.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         // What stays is found by the leftovers check.
         let _ = unmount(&self.0, UnmountFlags::empty());
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
