@@ -5,9 +5,12 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::container::Run;
 use harness::guest::{Guest, Subject};
+
+const OURS: Need = Need::Only(Subject::Rspawn);
 
 cases![
     a_tree_that_is_not_there_is_named,
@@ -32,7 +35,7 @@ cases![
     what_a_container_needs_is_told_by_name,
     a_tree_with_a_file_or_link_for_proc_is_explained,
     missing_rights_are_named,
-    a_root_of_a_user_namespace_is_told_so,
+    a_root_of_a_user_namespace_is_told_so: [OURS],
     a_working_directory_that_is_gone_is_told,
     a_name_cannot_write_to_the_terminal,
     a_host_without_systemd_is_enough,
@@ -360,9 +363,6 @@ fn missing_rights_are_named(t: &Guest) -> Result<()> {
 
 /// CON-10: id 0 alone is no root.
 fn a_root_of_a_user_namespace_is_told_so(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let container = t.container(&tree).through(&["unshare", "--user", "--map-root-user", "--"]);
     is_told(t, &container.sh("true")?, 1, &["Operation not permitted", "user namespace"])

@@ -1,10 +1,13 @@
 //! Exit codes and signals: what the caller learns of the payload's end.
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::tree::Tree;
 use harness::guest::{Guest, Subject};
 use rustix::process::{Pid, Signal};
+
+const OURS: Need = Need::Only(Subject::Rspawn);
 
 cases![
     the_payloads_exit_code_is_the_launchers,
@@ -14,7 +17,7 @@ cases![
     sigterm_ends_the_container_with_1,
     a_command_that_is_not_there_gives_1,
     a_command_that_is_no_program_gives_1,
-    the_exit_mode_of_a_shell_tells_failures_apart,
+    the_exit_mode_of_a_shell_tells_failures_apart: [OURS],
     a_container_that_halts_gives_0,
     a_container_that_reboots_is_started_again,
     a_throw_away_layer_outlives_a_reboot,
@@ -22,7 +25,7 @@ cases![
     a_kill_signal_asks_first,
     a_second_signal_kills_a_container_that_was_asked,
     an_init_is_asked_by_its_own_signal,
-    a_request_to_an_init_that_does_not_listen_yet_is_not_lost,
+    a_request_to_an_init_that_does_not_listen_yet_is_not_lost: [OURS],
 ];
 
 /// RUN-10, RUN-08: the payload's end is the launcher's.
@@ -96,9 +99,6 @@ fn a_command_that_is_no_program_gives_1(t: &Guest) -> Result<()> {
 
 /// RUN-16, NS-13, DEF-09: 125 before the command, 126 and 127 for exec, 128 + n for a signal.
 fn the_exit_mode_of_a_shell_tells_failures_apart(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().file("etc/text", "text").build()?;
     let container = t.container(&tree).arg("--exit-mode=shell");
     container.clone().arg("--bind=/no/such/source").sh("true")?.exits(125)?;
@@ -203,9 +203,6 @@ fn an_init_is_asked_by_its_own_signal(t: &Guest) -> Result<()> {
 
 /// 4.1 #25: systemd-nspawn 252 asks once, a difference; that case would not end.
 fn a_request_to_an_init_that_does_not_listen_yet_is_not_lost(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = init(
         t,
         "echo up; sleep 1; trap 'echo asked; poweroff -f' 37; while :; do sleep 0.05; done",

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
+use harness::case::Need;
 use harness::cases;
 use harness::fixture::container::{Container, Run};
 use harness::fixture::tree::Tree;
@@ -11,16 +12,18 @@ use harness::guest::{Guest, Subject};
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use serde_json::{Value, json};
 
+const OURS: Need = Need::Only(Subject::Rspawn);
+
 cases![
-    a_run_is_told_from_start_to_end,
-    the_signal_that_ended_a_container_is_told,
-    the_rung_of_a_throw_away_layer_is_told,
-    a_reboot_is_told,
-    a_failure_is_told_with_its_hint,
-    the_payload_does_not_get_the_descriptor,
-    a_descriptor_that_is_not_open_for_writing_is_refused,
-    a_reader_that_goes_away_harms_nobody,
-    a_reader_that_never_reads_holds_nobody_up,
+    a_run_is_told_from_start_to_end: [OURS],
+    the_signal_that_ended_a_container_is_told: [OURS],
+    the_rung_of_a_throw_away_layer_is_told: [OURS],
+    a_reboot_is_told: [OURS],
+    a_failure_is_told_with_its_hint: [OURS],
+    the_payload_does_not_get_the_descriptor: [OURS],
+    a_descriptor_that_is_not_open_for_writing_is_refused: [OURS],
+    a_reader_that_goes_away_harms_nobody: [OURS],
+    a_reader_that_never_reads_holds_nobody_up: [OURS],
 ];
 
 /// Runs a container with --status-fd=7 on a file, and reads the events.
@@ -54,9 +57,6 @@ fn started(root: &str) -> Value {
 
 /// DEF-09, RUN-10.
 fn a_run_is_told_from_start_to_end(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let (run, events) = events(t, &t.container(&tree), "exit 133")?;
     run.exits(1)?;
@@ -68,9 +68,6 @@ fn a_run_is_told_from_start_to_end(t: &Guest) -> Result<()> {
 
 /// RUN-13.
 fn the_signal_that_ended_a_container_is_told(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().probe().build()?;
     let (run, events) = events(t, &t.container(&tree), "exec /probe --crash")?;
     run.exits(1)?;
@@ -81,9 +78,6 @@ fn the_signal_that_ended_a_container_is_told(t: &Guest) -> Result<()> {
 
 /// 4.1 #1: the rung that was taken is no secret.
 fn the_rung_of_a_throw_away_layer_is_told(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let (run, events) = events(t, &named(t, &tree).arg("--ephemeral=overlay"), "true")?;
     run.succeeds()?;
@@ -99,9 +93,6 @@ fn the_rung_of_a_throw_away_layer_is_told(t: &Guest) -> Result<()> {
 
 /// RUN-12.
 fn a_reboot_is_told(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let script = "[ -e /again ] && exit 6; touch /again; reboot -f; sleep 1000";
     let (run, events) = events(t, &t.container(&tree), script)?;
@@ -113,9 +104,6 @@ fn a_reboot_is_told(t: &Guest) -> Result<()> {
 
 /// RUN-16, DEF-09: before the container, and at exec.
 fn a_failure_is_told_with_its_hint(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let gone = t.container_at(&t.scratch().join("gone")).arg("--exit-mode=shell");
     let no_shell = t.container(&tree).arg("--exit-mode=shell").args(["--chdir=/no/such/place"]);
@@ -131,9 +119,6 @@ fn a_failure_is_told_with_its_hint(t: &Guest) -> Result<()> {
 
 /// FDS-01, R6.
 fn the_payload_does_not_get_the_descriptor(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().probe().build()?;
     for options in [&["-q"][..], &["-a"]] {
         let container =
@@ -149,9 +134,6 @@ fn the_payload_does_not_get_the_descriptor(t: &Guest) -> Result<()> {
 
 /// RUN-16: before anything is touched.
 fn a_descriptor_that_is_not_open_for_writing_is_refused(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let before = tree.listing()?;
     let container = t.container(&tree).arg("--status-fd=7");
@@ -170,9 +152,6 @@ fn a_descriptor_that_is_not_open_for_writing_is_refused(t: &Guest) -> Result<()>
 
 /// G-09.
 fn a_reader_that_goes_away_harms_nobody(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let script = "{ \"$@\" 7>&1 >&3; echo code $? >&2; } 3>&1 | true";
     let run = t
@@ -186,9 +165,6 @@ fn a_reader_that_goes_away_harms_nobody(t: &Guest) -> Result<()> {
 
 /// G-09: its pipe is full, and stays so.
 fn a_reader_that_never_reads_holds_nobody_up(t: &Guest) -> Result<()> {
-    if t.subject() == Subject::Nspawn {
-        return Ok(());
-    }
     let tree = t.tree().build()?;
     let path = t.scratch().join("pipe");
     mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).context("making a pipe")?;

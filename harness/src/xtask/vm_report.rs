@@ -12,7 +12,7 @@ use crate::report::summary::exit;
 use crate::workspace::Workspace;
 
 use super::closing::Ended;
-use super::{say, vm_test};
+use super::{print, say, vm_test};
 
 /// What to do with reports.
 #[derive(Debug, clap::Subcommand)]
@@ -75,8 +75,8 @@ pub fn run(workspace: &Workspace, action: &Action) -> Result<ExitCode> {
         Action::Compare { before, after } => {
             let changes =
                 shard::changes(&Shard::find(workspace, before)?, &Shard::find(workspace, after)?);
-            changes.iter().for_each(|line| println!("{line}"));
-            println!("vm-report: {} differ", changes.len());
+            changes.iter().for_each(|line| print(&format!("{line}\n")));
+            print(&format!("vm-report: {} differ\n", changes.len()));
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -36,7 +36,7 @@ use crate::{schedule, sys};
 
 use super::closing::Ended;
 use super::select::{Failed, Selection, Subjects};
-use super::{doctor, dry_run, list, say};
+use super::{doctor, dry_run, list, print, say};
 
 /// A guest that says nothing for so long, though its agent should every second, will say nothing more.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -194,7 +194,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     differences.limit(&mut plan);
     let whole = shard::names(&planned(&chosen));
     if options.list {
-        print!("{}", list::text(&cases, &axes));
+        print(&list::text(&cases, &axes));
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(dir) = &options.prepare {
@@ -204,7 +204,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         return Ok(ExitCode::SUCCESS);
     }
     if options.plan.is_some() {
-        println!("{}", serde_json::to_string_pretty(&plan).context("encoding the plan")?);
+        print(&(serde_json::to_string_pretty(&plan).context("encoding the plan")? + "\n"));
         return Ok(ExitCode::SUCCESS);
     }
     let mut wrong_lists = Expected::of(workspace.root())?.complaints(&plan, deny(options));
