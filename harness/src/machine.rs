@@ -113,13 +113,12 @@ pub fn initramfs(dir: &Path, kernel: &Kernel, suite: &Suite) -> Result<PathBuf> 
     if path.exists() {
         return Ok(path);
     }
-    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
     let mut archive =
         Archive::new().dir("/dev").char_device("/dev/console", 5, 1).dir("/proc").dir("/sys");
-    archive = archive.file("/init", 0o755, &read(&suite.vm)?).file(
+    archive = archive.file("/init", 0o755, suite.vm_content()).file(
         PROGRAM_IN_INITRAMFS,
         0o755,
-        &read(&suite.program)?,
+        suite.program_content(),
     );
     archive = archive.dir("/modules");
     let mut order = String::new();

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
@@ -27,6 +28,13 @@ pub struct Suite {
     /// The cases, as the suite lists them.
     pub cases: Vec<Listing>,
     stamp: String,
+    pinned: Arc<Pinned>,
+}
+
+#[derive(Debug, Default)]
+struct Pinned {
+    program: Vec<u8>,
+    vm: Vec<u8>,
 }
 
 /// Builds both and asks the suite for its cases; takes those that are kept where the environment says so.
@@ -77,22 +85,32 @@ pub fn keep(workspace: &Workspace, dir: &Path) -> Result<()> {
 }
 
 impl Suite {
-    /// The same programs in `dir`, a run's own: whatever is built meanwhile, all guests of the run execute these.
+    /// The same with both programs in memory: whatever is built meanwhile, all guests of the run execute these.
     ///
     /// # Errors
-    /// When they cannot be read or written, or are others already.
-    pub fn pinned(mut self, dir: &Path) -> Result<Self> {
-        for (path, name) in [(&mut self.program, "program"), (&mut self.vm, "vm")] {
-            let to = dir.join(name);
-            fs::copy(&*path, &to).with_context(|| format!("copying {}", path.display()))?;
-            *path = to;
-        }
+    /// When they cannot be read, or are others already.
+    pub fn pinned(mut self) -> Result<Self> {
+        let read =
+            |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+        let pinned = Pinned { program: read(&self.program)?, vm: read(&self.vm)? };
         let same = build_id_of(&self.vm)? == self.build_id;
         ensure!(same, "the suite was built again meanwhile\nhint: start the run again");
-        let program = fs::read(&self.program).context("reading the program under test")?;
-        self.stamp =
-            format!("{} {}-{:08x}", self.build_id, program.len(), crc32fast::hash(&program));
+        let (length, hash) = (pinned.program.len(), crc32fast::hash(&pinned.program));
+        self.stamp = format!("{} {length}-{hash:08x}", self.build_id);
+        self.pinned = Arc::new(pinned);
         Ok(self)
+    }
+
+    /// What the first process of a guest is; empty when not [pinned](Self::pinned).
+    #[must_use]
+    pub fn vm_content(&self) -> &[u8] {
+        &self.pinned.vm
+    }
+
+    /// What is tested; empty when not [pinned](Self::pinned).
+    #[must_use]
+    pub fn program_content(&self) -> &[u8] {
+        &self.pinned.program
     }
 
     /// Tells two builds apart, by their content; empty of one that is not [pinned](Self::pinned).
@@ -110,7 +128,8 @@ impl Suite {
         let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
         names.sort_unstable();
         ensure!(names.windows(2).all(|pair| pair[0] != pair[1]), "the suite lists a case twice");
-        Ok(Self { program, vm, build_id, cases, stamp: String::new() })
+        let (stamp, pinned) = (String::new(), Arc::default());
+        Ok(Self { program, vm, build_id, cases, stamp, pinned })
     }
 }
 

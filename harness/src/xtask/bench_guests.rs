@@ -32,7 +32,7 @@ pub(super) fn run(
     let shapes = BTreeSet::from([Shape::Lean]);
     let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row), &shapes)?;
     let run_dir = RunDir::make(workspace)?;
-    let suite = suite.pinned(run_dir.path())?;
+    let suite = suite.pinned()?;
     let kernel = ready.kernels.get(&row.name).context("the kernel is not ready")?;
     let root = ready.roots.get(&Shape::Lean).context("the guest is not ready")?;
     let (accel, memory_mib) = (choice.accel, GUEST_MEMORY_MIB);

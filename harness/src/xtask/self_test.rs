@@ -81,7 +81,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let ready =
         Ready::make(workspace, mirror, std::slice::from_ref(&row), &BTreeSet::from([Shape::Lean]))?;
     let run_dir = RunDir::make(workspace)?;
-    let suite = suite.pinned(run_dir.path())?;
+    let suite = suite.pinned()?;
     let differences = Differences::default();
     let logs = run_dir.path().to_owned();
     let human = Human::new(differences.clone(), options.format);

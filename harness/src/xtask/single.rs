@@ -112,7 +112,7 @@ impl Single {
         let shapes = BTreeSet::from([which.guest]);
         let ready = Ready::make(workspace, mirror, std::slice::from_ref(&row), &shapes)?;
         let run_dir = RunDir::make(workspace)?;
-        let suite = suite.pinned(run_dir.path())?;
+        let suite = suite.pinned()?;
         let kernel = ready.kernels.get(&row.name).context("the kernel is not ready")?;
         let root = ready.roots.get(&which.guest).context("the guest is not ready")?;
         let (shape, accel) = (which.guest, choice.accel);

@@ -59,7 +59,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
         case.cloned().with_context(|| Blame::Usage(format!("no case is named \"{wanted}\"")))?;
     let choice = accel::choose(workspace, options.accel)?;
     let run_dir = RunDir::make(workspace)?;
-    let suite = suite.pinned(run_dir.path())?;
+    let suite = suite.pinned()?;
     let differences = Differences::of(workspace.root())?;
     let human = Human::new(differences.clone(), Format::Human);
     human.line(&headline("vm-bisect", &run_dir, &choice));

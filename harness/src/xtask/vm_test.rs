@@ -216,7 +216,7 @@ pub fn run(workspace: &Workspace, mirror: Option<&str>, options: &Options) -> Re
     let shapes = plan.jobs.iter().map(|job| job.cell.shape).collect();
     let ready = Ready::make(workspace, mirror, &rows, &shapes)?;
     let run_dir = RunDir::make(workspace)?;
-    let suite = suite.pinned(run_dir.path())?;
+    let suite = suite.pinned()?;
     let guests = options.guests();
     if options.dry_run {
         return dry_run::run(&plan, &ready, &choice, &suite, &run_dir);
