@@ -321,6 +321,12 @@ fn build(suite: &Suite, locked: &Locked, at: &Path) -> Result<()> {
     crate::artifact::remove_tree(&tree)
 }
 
+/// The first two numbers of a release, as `uname -r` prints it.
+pub(crate) fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// Where a tree has the modules of its kernels.
 pub(crate) fn modules_below(tree: &Path) -> PathBuf {
     let merged = tree.join("usr/lib/modules");

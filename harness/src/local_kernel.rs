@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::artifact::{Key, remove_tree};
-use crate::kernels::{Row, assemble, modules_below, only_entry, vmlinuz_of};
+use crate::kernels::{Row, assemble, modules_below, only_entry, version_of, vmlinuz_of};
 use crate::tool;
 
 /// How `--kernel` tells a path from a name.
@@ -143,12 +143,6 @@ fn list(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The first two numbers of a release.
-fn version_of(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(['.', '-', '+']).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use anyhow::{Context, Error, Result};
 use crate::case::Need;
 use crate::guest::observe::mounts_of;
 use crate::guest::{Guest, Subject};
+use crate::kernels::version_of;
 use crate::shape::Shape;
 
 /// What was found.
@@ -78,12 +79,10 @@ fn release() -> Result<String> {
 }
 
 fn confirm_kernel(release: &str, least: (u32, u32)) -> Result<Option<String>> {
-    let mut numbers = release.split(['.', '-', '+']).map(str::parse::<u32>);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        anyhow::bail!("a kernel release of an unknown form: \"{release}\"");
-    };
+    let version = version_of(release)
+        .with_context(|| format!("a kernel release of an unknown form: \"{release}\""))?;
     let why = || format!("needs kernel {}.{} or later, this is {release}", least.0, least.1);
-    Ok(((major, minor) < least).then(why))
+    Ok((version < least).then(why))
 }
 
 fn confirm_tool(name: &str) -> Option<String> {

@@ -284,10 +284,11 @@ impl Watch {
                 match self.planned.iter().position(|work| work.case == case) {
                     Some(index) if !self.reported[index] && !self.holds(index) => {
                         let window = std::mem::take(&mut self.window);
-                        let (before, after) = console::cut_at_begin(&window, &case);
-                        let goes_on = self.planned[index].boot > 0;
-                        let (before, after) =
-                            if goes_on { ("", &*window) } else { (before, after) };
+                        // All is its own of one that goes on here: that it has sent the guest there was before.
+                        let (before, after) = match self.planned[index].boot {
+                            0 => console::cut_at_begin(&window, &case),
+                            _ => ("", window.as_str()),
+                        };
                         before.clone_into(&mut self.window);
                         let splat = self.release();
                         after.clone_into(&mut self.window);

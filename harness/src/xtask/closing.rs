@@ -230,31 +230,28 @@ mod tests {
         Verdict::Failed { chain: Vec::new() }
     }
 
-    /// The outcome of a case with both launchers, under a declaration or none.
-    fn outcome(ours: Verdict, theirs: Verdict, list: &str) -> Outcome {
-        let cell = |subject| {
-            let (kernel, fs) = ("k".to_owned(), "ext4".to_owned());
-            Cell { kernel, version: (6, 1), fs, subject, shape: Shape::Lean }
-        };
-        let case = Listing { name: "vm::a::x".to_owned(), needs: Vec::new(), timeout_s: 1 };
-        let report = |verdict| CaseReport {
-            case: case.name.clone(),
-            verdict,
-            duration_ms: 1,
-            output: String::new(),
-            console: Vec::new(),
-        };
-        let mut plan = Plan::default();
-        let mut end = JobEnd::default();
-        for (subject, verdict) in [(Subject::Rspawn, ours), (Subject::Nspawn, theirs)] {
-            plan.jobs.push(Job { cell: cell(subject), cases: vec![case.clone()] });
-            let (report, logs) = (report(verdict), "".into());
-            end.reports.push(Located { cell: cell(subject), report, logs, reopen: None });
-        }
+    fn cell(subject: Subject) -> Cell {
+        let (kernel, fs) = ("k".to_owned(), "ext4".to_owned());
+        Cell { kernel, version: (6, 1), fs, subject, shape: Shape::Lean }
+    }
+
+    fn job(subject: Subject, cases: &[&str]) -> Job {
+        let case = |name: &&str| Listing { name: (*name).to_owned(), needs: vec![], timeout_s: 1 };
+        Job { cell: cell(subject), cases: cases.iter().map(case).collect() }
+    }
+
+    fn at(subject: Subject, case: &str, verdict: Verdict) -> Located {
+        let (case, output, console) = (case.to_owned(), String::new(), Vec::new());
+        let report = CaseReport { case, verdict, duration_ms: 1, output, console };
+        Located { cell: cell(subject), report, logs: "".into(), reopen: None }
+    }
+
+    /// The outcome of a run that came to these reports, under declarations or none.
+    fn outcome(jobs: Vec<Job>, reports: Vec<Located>, list: &str) -> Outcome {
         let differences = Differences::parse(list).unwrap();
         let ended = Ended {
-            plan: &plan,
-            ends: &[end],
+            plan: &Plan { jobs, ..Plan::default() },
+            ends: &[JobEnd { reports, ..JobEnd::default() }],
             differences: &differences,
             rounds: 1,
             wrong_lists: Vec::new(),
@@ -268,34 +265,9 @@ mod tests {
     /// As many were reported as were planned, and yet one is lost.
     #[test]
     fn a_case_that_is_reported_twice_does_not_stand_for_another() {
-        let cell = Cell {
-            kernel: "k".to_owned(),
-            version: (6, 1),
-            fs: "ext4".to_owned(),
-            subject: Subject::Rspawn,
-            shape: Shape::Lean,
-        };
-        let case = |name: &str| Listing { name: name.to_owned(), needs: vec![], timeout_s: 1 };
-        let jobs = vec![Job { cell: cell.clone(), cases: vec![case("a"), case("b")] }];
-        let plan = Plan { jobs, ..Plan::default() };
-        let at = || {
-            let (case, verdict, output) = ("a".to_owned(), Verdict::Passed, String::new());
-            let report = CaseReport { case, verdict, duration_ms: 1, output, console: Vec::new() };
-            Located { cell: cell.clone(), report, logs: "".into(), reopen: None }
-        };
-        let end = JobEnd { reports: vec![at(), at()], ..JobEnd::default() };
-        let differences = Differences::default();
-        let ended = Ended {
-            plan: &plan,
-            ends: &[end],
-            differences: &differences,
-            rounds: 1,
-            wrong_lists: Vec::new(),
-            human: &Human::new(Differences::default(), Format::Human),
-            verb: "vm-test",
-        };
-        let results: Vec<&Located> = ended.ends[0].reports.iter().collect();
-        assert_eq!(ended.outcome(&results, &[], 0).code, exit::ACCOUNTING);
+        let twice = [(); 2].map(|()| at(Subject::Rspawn, "a", Verdict::Passed));
+        let found = outcome(vec![job(Subject::Rspawn, &["a", "b"])], twice.to_vec(), "");
+        assert_eq!(found.code, exit::ACCOUNTING);
     }
 
     const DECLARED: &str = "\"a::x\" = \"so it is\"";
@@ -313,26 +285,18 @@ mod tests {
         #[case] (passed, failed): (usize, usize),
         #[case] code: u8,
     ) {
-        let found = outcome(ours, theirs, list);
+        let jobs = [Subject::Rspawn, Subject::Nspawn].map(|subject| job(subject, &["vm::a::x"]));
+        let reports =
+            vec![at(Subject::Rspawn, "vm::a::x", ours), at(Subject::Nspawn, "vm::a::x", theirs)];
+        let found = outcome(jobs.to_vec(), reports, list);
         assert_eq!((found.summary.passed, found.summary.failed), (passed, failed));
         assert_eq!(found.code, code);
     }
 
     #[test]
     fn a_case_that_fails_now_and_then_is_told_with_its_rate() {
-        let at = |verdict| {
-            let cell = Cell {
-                kernel: "k".to_owned(),
-                version: (6, 1),
-                fs: "ext4".to_owned(),
-                subject: Subject::Rspawn,
-                shape: Shape::Lean,
-            };
-            let (case, output, console) = ("a".to_owned(), String::new(), Vec::new());
-            let report = CaseReport { case, verdict, duration_ms: 1, output, console };
-            Located { cell, report, logs: "".into(), reopen: None }
-        };
-        let results = [at(Verdict::Passed), at(failed()), at(Verdict::Passed)];
+        let results = [Verdict::Passed, failed(), Verdict::Passed]
+            .map(|verdict| at(Subject::Rspawn, "a", verdict));
         let results: Vec<&Located> = results.iter().collect();
         let rates = rates(&results, |located| located.report.verdict == Verdict::Passed);
         assert_eq!(rates, [("a (k ext4)".to_owned(), 1, 3)]);
